@@ -1,0 +1,84 @@
+"""How shards lie in Redis: msgpack maps around raw bytes, readable by any language and without a copy per number.
+
+An input block holds the texts of a shard, a result block its vectors. Both are versioned by their `v`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from core.errors import VectorApiError
+from core.jobs import InputError
+from core.sharding import Input
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ResultBlock:
+    """What a worker found for one shard of n inputs.
+
+    `vectors` are float32, little-endian, (n, dimensions) in input order; the row of a failed input is NaN. `tokens` counts each
+    input's tokens as embedded. `truncated` and the keys of `errors` are positions in the shard.
+    """
+
+    dimensions: int
+    vectors: bytes
+    tokens: tuple[int, ...]
+    truncated: frozenset[int] = frozenset()
+    errors: dict[int, InputError] = field(default_factory=dict)
+    ids: tuple[str | None, ...] | None = None
+
+
+def pack_inputs(inputs: Sequence[Input]) -> bytes:
+    """The input block of a shard."""
+    ids = [item.id for item in inputs]
+    return _pack({"texts": [item.text for item in inputs], "ids": ids if any(given is not None for given in ids) else None})
+
+
+def unpack_inputs(block: bytes) -> tuple[Input, ...]:
+    """The inputs of a block, in order."""
+    found = _unpack(block)
+    texts, ids = found["texts"], found["ids"]
+    return tuple(Input(text, ids[n] if ids else None) for n, text in enumerate(texts))
+
+
+def pack_result(result: ResultBlock) -> bytes:
+    """The result block of a shard."""
+    return _pack(
+        {
+            "dimensions": result.dimensions,
+            "vectors": result.vectors,
+            "tokens": result.tokens,
+            "truncated": sorted(result.truncated),
+            "errors": [[n, e.index, e.code, e.message, e.retryable] for n, e in sorted(result.errors.items())],
+            "ids": result.ids,
+        }
+    )
+
+
+def unpack_result(block: bytes) -> ResultBlock:
+    """What `pack_result` was given."""
+    found = _unpack(block)
+    return ResultBlock(
+        dimensions=found["dimensions"],
+        vectors=found["vectors"],
+        tokens=tuple(found["tokens"]),
+        truncated=frozenset(found["truncated"]),
+        errors={n: InputError(index, code, message, retryable) for n, index, code, message, retryable in found["errors"]},
+        ids=None if found["ids"] is None else tuple(found["ids"]),
+    )
+
+
+def _pack(content: dict[str, Any]) -> bytes:
+    packed: bytes = msgpack.packb(content | {"v": VERSION})
+    return packed
+
+
+def _unpack(block: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = msgpack.unpackb(block)
+    if found["v"] != VERSION:
+        raise VectorApiError(f"a block of version {found['v']} lies in Redis, this program reads version {VERSION}")
+    return found

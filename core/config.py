@@ -1,0 +1,145 @@
+"""Settings: every environment variable the service reads, in one place."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from core.errors import InvalidSetting
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def _setting(default: Any, parse: Callable[[str], Any]) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _optional(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda raw: parse(raw) if raw else None
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return raw
+
+    return parse
+
+
+def _device(raw: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", raw):
+        raise ValueError("must be one of auto, cpu, cuda, cuda:N, mps")
+    return raw
+
+
+def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    return lambda raw: _within(raw, int, "a whole number", minimum, maximum)
+
+
+def _number(minimum: float, maximum: float | None = None) -> Callable[[str], float]:
+    return lambda raw: _within(raw, float, "a number", minimum, maximum)
+
+
+def _within(raw: str, kind: Callable[[str], Any], what: str, minimum: float, maximum: float | None) -> Any:
+    limits = f"{what} of at least {minimum}" if maximum is None else f"{what} from {minimum} to {maximum}"
+    try:
+        value = kind(raw)
+    except ValueError:
+        raise ValueError(f"must be {limits}") from None
+    if not (minimum <= value and (maximum is None or value <= maximum)):
+        raise ValueError(f"must be {limits}")
+    return value
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's configuration. Each field is read from the environment variable of its name in capitals."""
+
+    redis_url: str = _setting("redis://127.0.0.1:6379/0", _text)
+    """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS) or `unix:///path.sock?db=0`."""
+    redis_prefix: str = _setting("vector-api:", _text)
+    """Start of every key, so that one server can be shared."""
+
+    api_host: str = _setting("127.0.0.1", _text)
+    """Address the API listens on."""
+    api_port: int = _setting(8000, _whole(1, 65535))
+    """Port the API listens on."""
+    api_threads: int = _setting(64, _whole(1, 1024))
+    """Requests answered at the same time; a request that waits for its job holds one."""
+
+    model_name: str = _setting(DEFAULT_MODEL, _text)
+    """A model of the hub or a local folder, loadable by sentence-transformers."""
+    model_revision: str | None = _setting(None, _optional(_text))
+    """Branch, tag or commit of the model on the hub; empty takes the newest."""
+    device: str = _setting("auto", _device)
+    """`auto` takes cuda, then mps, then cpu."""
+    dtype: str = _setting("auto", _one_of("auto", "float32", "float16", "bfloat16"))
+    """`auto` is float16 on cuda and float32 elsewhere."""
+    batch_size: int | None = _setting(None, _optional(_whole(1)))
+    """Texts of full length in a batch; empty is 32 on cuda and 8 elsewhere. Token budget = this × the model's maximum length."""
+    empty_cache_tokens: int = _setting(16_384, _whole(1))
+    """A batch of at least so many tokens, padding included, is followed by `empty_cache()` on cuda and mps."""
+    torch_threads: int | None = _setting(None, _optional(_whole(1)))
+    """Threads of one forward pass on a CPU; empty takes the CPUs this process may use."""
+
+    gpu_share: float = _setting(1.0, _number(0, 1))
+    """Share of the `auto` jobs that go to the gpu queue while a gpu worker lives."""
+
+    max_inputs: int = _setting(10_000, _whole(1))
+    """Inputs in one JSON request; larger jobs are sent as NDJSON."""
+    max_stream_inputs: int = _setting(10_000_000, _whole(1))
+    """Inputs in one NDJSON request."""
+    max_input_characters: int = _setting(200_000, _whole(1))
+    """Characters of one input."""
+    max_body_bytes: int = _setting(32 * 2**20, _whole(1024))
+    """Bytes of one JSON request."""
+    max_stream_bytes: int = _setting(8 * 2**30, _whole(1024))
+    """Bytes of one NDJSON request."""
+    max_waiting_inputs: int = _setting(20_000_000, _whole(1))
+    """Inputs that may wait in all queues together; above it the API answers 429."""
+    max_ttl_seconds: int = _setting(30 * 86_400, _whole(1))
+    """Longest result lifetime a client may ask for."""
+    result_ttl_seconds: int = _setting(86_400, _whole(1))
+    """How long an ended job and its result are kept."""
+
+    shard_inputs: int = _setting(256, _whole(1, 65_536))
+    """Most inputs in a shard: the unit of retry, and the grain in which results become readable."""
+    shard_characters: int = _setting(262_144, _whole(1))
+    """Most characters in a shard; keeps Redis values near 1 MB."""
+    lease_seconds: float = _setting(15.0, _number(0.5))
+    """How long a silent worker keeps its shards before others take them. Renewed at a third of it."""
+    max_attempts: int = _setting(3, _whole(1))
+    """Times a text may be in flight when its worker dies before it fails."""
+    drain_seconds: float = _setting(10.0, _number(0.1))
+    """How long one Celery task keeps claiming before it sends itself again."""
+    wake_seconds: float = _setting(2.0, _number(0.1))
+    """How often each worker looks for work that nobody was told of."""
+    heartbeat_seconds: float = _setting(5.0, _number(0.1))
+    """How often a worker reports itself; it counts as gone after three times as long."""
+    log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Settings from environment variables.
+
+        Raises:
+            InvalidSetting: a value is not allowed; the message names the variable, what is allowed and what was found.
+        """
+        values = {}
+        for item in fields(cls):
+            variable = item.name.upper()
+            raw = environ.get(variable, "").strip()
+            if not raw:
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](raw)
+            except ValueError as error:
+                shown = "" if "url" in item.name else f", got {raw!r}"
+                raise InvalidSetting(f"{variable} {error}{shown}", param=variable) from None
+        return cls(**values)

@@ -1,0 +1,84 @@
+"""The errors of the service, one tree:
+
+    VectorApiError
+    ├── InvalidSetting          an environment variable has a bad value; the process stops at start
+    ├── InvalidRequest          the client sent something that cannot be done (400)
+    │   ├── ModelNotFound       no such model is configured (404)
+    │   ├── JobNotFound         no such job, or it has expired (404)
+    │   ├── IdempotencyConflict the key was used before with another body (409)
+    │   ├── RequestTooLarge     the body is over its limit (413)
+    │   └── JobNotReady         the result cannot be given yet (409)
+    ├── BacklogFull             too many inputs wait already (429)
+    ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
+    └── EngineError             what a worker's engine raises
+        ├── ModelUnavailable    the model or the device cannot be had; the worker stops at start
+        └── OutOfMemory         the device is full; the worker retries with a smaller batch
+
+Every request error carries the `param` (field) at fault and a machine-readable `code`. Messages name the field, the limit
+and what was sent, never a text. HTTP status lives in `api/errors.py` alone.
+"""
+
+
+class VectorApiError(Exception):
+    """Base of every error this service raises on purpose."""
+
+    code: str = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidSetting(VectorApiError):
+    code = "invalid_setting"
+
+
+class InvalidRequest(VectorApiError):
+    code = "invalid_request"
+
+
+class ModelNotFound(InvalidRequest):
+    code = "model_not_found"
+
+
+class JobNotFound(InvalidRequest):
+    code = "job_not_found"
+
+
+class IdempotencyConflict(InvalidRequest):
+    code = "idempotency_conflict"
+
+
+class RequestTooLarge(InvalidRequest):
+    code = "request_too_large"
+
+
+class JobNotReady(InvalidRequest):
+    code = "job_not_ready"
+
+
+class BacklogFull(VectorApiError):
+    code = "backlog_full"
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class LedgerUnavailable(VectorApiError):
+    code = "ledger_unavailable"
+
+
+class EngineError(VectorApiError):
+    code = "engine_error"
+
+
+class ModelUnavailable(EngineError):
+    code = "model_unavailable"
+
+
+class OutOfMemory(EngineError):
+    code = "out_of_memory"

@@ -1,0 +1,136 @@
+"""Jobs and their life.
+
+    queued ──first shard claimed──▶ running ──last input ended──▶ succeeded | failed
+       └───────────cancel──────────────┴──────▶ cancelled
+
+The ledger's scripts make these moves, each in one atomic step, and none leads out of an ended state.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    """Accepted; no worker has taken a shard yet. Moved on by the first claim, or by cancel."""
+    RUNNING = "running"
+    """At least one shard was claimed. Moved on by the commit of the last input, or by cancel."""
+    SUCCEEDED = "succeeded"
+    """Every input ended and at least one has a vector; `counts.failed` tells how many have none."""
+    FAILED = "failed"
+    """Every input ended and none has a vector."""
+    CANCELLED = "cancelled"
+    """Cancelled by its client; what was finished before stays readable."""
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class Lane(StrEnum):
+    INTERACTIVE = "interactive"
+    BULK = "bulk"
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How the inputs of a job are embedded."""
+
+    normalize: bool = True
+    dimensions: int | None = None
+    prompt_name: str | None = None
+    truncate: str = "end"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Inputs of a job: all, with a vector, and ended without one."""
+
+    total: int
+    done: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class InputError:
+    """Why one input has no vector. `retryable` tells whether sending it again may help."""
+
+    index: int
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client request. Times are Unix seconds; what only a worker knows is None until the first commit."""
+
+    id: str
+    tenant: str
+    status: JobStatus
+    counts: Counts
+    queue: str
+    lane: Lane
+    model: str
+    options: JobOptions
+    metadata: dict[str, Any]
+    ttl_seconds: int
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    expires_at: float | None = None
+    device: str | None = None
+    engine: str | None = None
+    dtype: str | None = None
+    revision: str | None = None
+    dimensions: int | None = None
+    tokens: int = 0
+    truncated: int = 0
+    errors: tuple[InputError, ...] = field(default=())
+
+    @property
+    def progress(self) -> float:
+        """Share of the inputs that have ended, 0 to 1."""
+        return (self.counts.done + self.counts.failed) / self.counts.total
+
+    @classmethod
+    def from_record(cls, job_id: str, record: Mapping[str, str], errors: tuple[InputError, ...] = ()) -> Self:
+        """A job from its hash in the ledger (all values are strings, times in milliseconds)."""
+
+        def seconds(name: str) -> float | None:
+            return int(record[name]) / 1000 if name in record else None
+
+        return cls(
+            id=job_id,
+            tenant=record["tenant"],
+            status=JobStatus(record["status"]),
+            counts=Counts(int(record["total"]), int(record.get("done", 0)), int(record.get("failed", 0))),
+            queue=record["queue"],
+            lane=Lane(record["lane"]),
+            model=record["model"],
+            options=JobOptions.from_json(record["options"]),
+            metadata=json.loads(record["metadata"]),
+            ttl_seconds=int(record["ttl_seconds"]),
+            created_at=int(record["created_at"]) / 1000,
+            started_at=seconds("started_at"),
+            ended_at=seconds("ended_at"),
+            expires_at=seconds("expires_at"),
+            device=record.get("device"),
+            engine=record.get("engine"),
+            dtype=record.get("dtype"),
+            revision=record.get("revision"),
+            dimensions=int(record["dimensions"]) if "dimensions" in record else None,
+            tokens=int(record.get("tokens", 0)),
+            truncated=int(record.get("truncated", 0)),
+            errors=errors,
+        )

@@ -1,0 +1,35 @@
+"""The ledger: the durable record of jobs, shards, leases and attempts in Redis. It is the truth; Celery only wakes workers.
+
+Every change is one Lua script, so it happens whole or not at all, and every script may be repeated without harm. Keys, each
+after the prefix of the settings (default `vector-api:`):
+
+    key                              type    contents                                             expiry
+    job:<id>                         hash    the job's record, see `core.jobs.Job.from_record`    ttl after its end
+    inputs:<id>                      hash    shard -> input block; a field goes with its commit   10 min while staged
+    pending:<id>                     list    shards nobody has claimed, in order                  10 min while staged
+    attempts:<id>                    hash    shard -> attempts; the fencing token                 end of the job
+    vectors:<id>                     hash    shard -> result block                                with the job
+    errors:<id>                      list    the first 100 failed inputs, JSON                    with the job
+    line:<queue>:<lane>:<tenant>     list    jobs with pending shards, oldest first               when empty
+    tenants:<queue>:<lane>           list    tenants with such jobs, whose turn it is first       when empty
+    suspects:<queue>                 list    <job>/<shard> in flight when a worker died           when empty
+    leases:<queue>                   zset    <job>/<shard> by the time the lease ends             when empty
+    waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
+    workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
+    worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
+    draining:<queue>                 zset    workers at work, by the time that stops being sure   when empty
+    wake:<queue>                     string  a message was just sent                              1 s
+    jobs:<tenant>                    zset    the tenant's jobs by creation                        when empty
+    expiring                         zset    <job>/<tenant> of ended jobs by expiry               when empty
+    idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
+    counters                         hash    totals since the ledger began                        never
+    ended                            channel ids of jobs that have just ended
+    celery:…                         Celery's own keys
+
+A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
+supported; one Redis with a replica (Sentinel) is.
+"""
+
+from core.ledger.ledger import Claim, ClaimedShard, Committed, Ledger, NewJob, QueueState, Worker, connect, require_same_body
+
+__all__ = ["Claim", "ClaimedShard", "Committed", "Ledger", "NewJob", "QueueState", "Worker", "connect", "require_same_body"]

@@ -1,0 +1,84 @@
+-- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
+-- ARGV: queue, worker, lease ms, most bytes of input blocks, lanes ('interactive' or 'both')
+-- Returns {wake, alone, job, shard, attempt, options, input block, job, shard, …}
+local queue, worker, lease, max_bytes, lanes = unpack(ARGV)
+lease, max_bytes = tonumber(lease), tonumber(max_bytes)
+local leases, suspects = key('leases', queue), key('suspects', queue)
+local MOST_TAKEN = 2 + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
+
+-- 1. Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone.
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', leases, member)
+  local id, shard = split(member)
+  local record = redis.call('HMGET', key('job', id), 'status', 'lane')
+  if is_live(record[1]) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
+    redis.call('HINCRBY', key('counters'), 'recovered', 1)
+    redis.call('RPUSH', suspects, member)
+    add_waiting(queue, record[2], count_of(shard))
+  end
+end
+
+local taken = {0, 0}
+local function take(id, shard, record, block)
+  local attempt = redis.call('HINCRBY', key('attempts', id), shard, 1)
+  redis.call('ZADD', leases, now + lease, id .. '/' .. shard)
+  add_waiting(queue, record[2], -count_of(shard))
+  if record[1] == 'queued' then redis.call('HSET', key('job', id), 'status', 'running', 'started_at', now) end
+  for _, value in ipairs({id, shard, attempt, record[3], block}) do table.insert(taken, value) end
+end
+
+-- 2. A suspect goes alone, so that it can harm nobody: not to a worker that asks while it holds other shards.
+while #taken == 2 and lanes ~= 'interactive' do
+  local member = redis.call('LPOP', suspects)
+  if not member then break end
+  local id, shard = split(member)
+  local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options')
+  local block = is_live(record[1]) and redis.call('HGET', key('inputs', id), shard)
+  if block then
+    take(id, shard, record, block)
+    taken[2] = 1
+  end
+end
+
+-- 3. Else shards up to the budget, interactive before bulk but for every fourth claim. Tenants of a lane take turns.
+local order = {'interactive', 'bulk'}
+if lanes == 'interactive' then
+  order = {'interactive'}
+elseif redis.call('HINCRBY', key('counters'), 'claims:' .. queue, 1) % 4 == 0 then
+  order = {'bulk', 'interactive'}
+end
+local bytes = 0
+for _, lane in ipairs(order) do
+  local tenants = key('tenants', queue, lane)
+  while taken[2] == 0 and bytes < max_bytes and #taken < MOST_TAKEN do
+    local tenant = redis.call('LINDEX', tenants, 0)
+    if not tenant then break end
+    local line = key('line', queue, lane, tenant)
+    local id = redis.call('LINDEX', line, 0)
+    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options')
+    local shard = is_live(record[1]) and redis.call('LINDEX', key('pending', id), 0)
+    local block = shard and redis.call('HGET', key('inputs', id), shard)
+    if block and bytes > 0 and bytes + #block > max_bytes then
+      bytes = max_bytes -- the next shard no longer fits
+    else
+      if block then
+        redis.call('LPOP', key('pending', id))
+        take(id, shard, record, block)
+        bytes = bytes + #block
+      end
+      if not block or redis.call('EXISTS', key('pending', id)) == 0 then redis.call('LPOP', line) end
+      redis.call('LPOP', tenants)
+      if redis.call('EXISTS', line) == 1 then redis.call('RPUSH', tenants, tenant) end
+    end
+  end
+end
+
+-- 4. Who drains is known, so that messages go out for idle workers only.
+if #taken > 2 then
+  if redis.call('ZADD', key('draining', queue), now + lease, worker) == 1 then redis.call('DEL', key('wake', queue)) end
+  taken[1] = wants_wake(queue)
+elseif lanes ~= 'interactive' then
+  redis.call('ZREM', key('draining', queue), worker)
+  redis.call('DEL', key('wake', queue))
+end
+return taken

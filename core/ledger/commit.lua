@@ -1,0 +1,30 @@
+-- Store the results of shards, each exactly once. The attempt number is the fencing token: a worker that lost its lease to
+-- another can write nothing.
+-- ARGV: queue, worker facts (device, engine, dtype, revision), then per shard: job, shard, attempt, result block, dimensions,
+--       failed, tokens, truncated, errors (JSON list of JSON strings)
+-- Returns 1 or 0 per shard: whether it was stored
+local queue = ARGV[1]
+local device, engine, dtype, revision = unpack(ARGV, 2, 5)
+local stored = {}
+for n = 6, #ARGV, 9 do
+  local id, shard, attempt, block, dimensions, failed, tokens, truncated, errors = unpack(ARGV, n, n + 8)
+  local job = key('job', id)
+  local current = redis.call('HGET', key('attempts', id), shard) == attempt
+    and redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard)
+    and is_live(redis.call('HGET', job, 'status'))
+  if current then
+    redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
+    redis.call('HSET', key('vectors', id), shard, block)
+    redis.call('HDEL', key('inputs', id), shard)
+    redis.call('HDEL', key('attempts', id), shard)
+    redis.call('HSET', job, 'device', device, 'engine', engine, 'dtype', dtype, 'revision', revision, 'dimensions', dimensions)
+    redis.call('HINCRBY', job, 'tokens', tokens)
+    redis.call('HINCRBY', job, 'truncated', truncated)
+    redis.call('HINCRBY', key('counters'), 'inputs:' .. queue, count_of(shard))
+    redis.call('HINCRBY', key('counters'), 'tokens:' .. queue, tokens)
+    for _, error in ipairs(cjson.decode(errors)) do note_error(id, error) end
+    settle(id, count_of(shard) - failed, failed)
+  end
+  table.insert(stored, current and 1 or 0)
+end
+return stored

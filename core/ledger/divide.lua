@@ -1,0 +1,18 @@
+-- Replace a suspect shard that its worker holds by smaller ones, which are handed out alone, with the attempts so far.
+-- ARGV: queue, job, shard, attempt, then per part: shard, input block
+-- Returns 1, or 0 when the worker no longer holds the shard
+local queue, id, shard, attempt = unpack(ARGV, 1, 4)
+if redis.call('HGET', key('attempts', id), shard) ~= attempt
+  or redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 0 then return 0 end
+local record = redis.call('HMGET', key('job', id), 'status', 'lane')
+if not is_live(record[1]) then return 0 end
+redis.call('HDEL', key('inputs', id), shard)
+redis.call('HDEL', key('attempts', id), shard)
+for n = 5, #ARGV, 2 do
+  local part, block = ARGV[n], ARGV[n + 1]
+  redis.call('HSET', key('inputs', id), part, block)
+  redis.call('HSET', key('attempts', id), part, attempt - 1) -- the attempt that only divided is not counted
+  redis.call('RPUSH', key('suspects', queue), id .. '/' .. part)
+  add_waiting(queue, record[2], count_of(part))
+end
+return 1

@@ -1,0 +1,494 @@
+"""The door to Redis: every read and write of the service, as typed functions. `core.ledger` maps the keys."""
+
+import functools
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
+from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
+from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
+from core.sharding import Input, Shard, Span
+
+STAGED_SECONDS = 600
+"""How long shards of a job that is still being sent outlive their sender."""
+
+SHOWN_ERRORS = 100
+"""Failed inputs that the job's record keeps; the result tells them all."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job whose shards are staged."""
+
+    id: str
+    tenant: str
+    queue: str
+    lane: Lane
+    model: str
+    options: JobOptions
+    metadata: dict[str, Any]
+    ttl_seconds: int
+    inputs: int
+    shards: int
+    idempotency_key: str = ""
+    """Digest of the client's key, or empty."""
+    body_digest: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimedShard:
+    """A shard under this worker's lease. `attempt` fences the commit."""
+
+    job_id: str
+    span: Span
+    attempt: int
+    options: JobOptions
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    shards: tuple[ClaimedShard, ...]
+    alone: bool
+    """The one shard was in flight when a worker died."""
+    wake: bool
+    """Another worker is idle while work waits: send `embed_pending`."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A finished shard on its way to the ledger."""
+
+    shard: ClaimedShard
+    result: ResultBlock
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker reports about itself."""
+
+    name: str
+    queues: tuple[str, ...]
+    state: str
+    """`idle` or `busy`."""
+    model: str
+    revision: str
+    engine: str
+    device: str
+    dtype: str
+    dimensions: int
+    max_tokens: int
+    prompts: tuple[str, ...]
+    facts: dict[str, Any]
+    """Further figures for people: memory, versions, the last batch."""
+    seen_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """One queue as it stands. Inputs, not shards."""
+
+    name: str
+    waiting: dict[str, int]
+    running: int
+    suspects: int
+    oldest_seconds: float | None
+    """Age of the oldest job with unclaimed shards."""
+    workers: tuple[Worker, ...]
+
+
+def connect(url: str, *, timeout_seconds: float, retries: int) -> redis.Redis:
+    """A client that gives up soon: redis-py's own default of 10 retries takes 4 s to report a dead server.
+
+    Only lost connections are retried. That is safe, as every script may run twice.
+    """
+    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries, supported_errors=(RedisConnectionError,))
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=min(timeout_seconds, 2),
+        retry=retry,
+        health_check_interval=30,
+        max_connections=4096,  # redis-py's own 100 is less than the threads an API may have
+    )
+
+
+def _translated(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except RedisError as error:
+            raise LedgerUnavailable(f"Redis: {type(error).__name__}: {error}") from error
+
+    return call
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _record(found: Mapping[Any, Any]) -> dict[str, str]:
+    return {_text(name): _text(value) for name, value in found.items()}
+
+
+class Ledger:
+    """All jobs of the service.
+
+    Raises:
+        LedgerUnavailable: from every method, when Redis is out of reach, full or refuses.
+    """
+
+    def __init__(self, client: redis.Redis, prefix: str) -> None:
+        self._redis = client
+        self._prefix = prefix
+        folder = Path(__file__).parent
+        common = (folder / "common.lua").read_text()
+        self._scripts = {
+            path.stem: client.register_script(common + path.read_text()) for path in folder.glob("*.lua") if path.stem != "common"
+        }
+
+    def _key(self, *parts: str) -> str:
+        return self._prefix + ":".join(parts)
+
+    def _run(self, script: str, *args: Any) -> Any:
+        found: Script = self._scripts[script]
+        return found(keys=[self._prefix], args=args)
+
+    # What the API calls -------------------------------------------------------------------------------------------
+
+    @_translated
+    def ping(self) -> None:
+        """Returns when Redis answers."""
+        self._redis.ping()
+
+    @_translated
+    def stage(self, job_id: str, shards: Iterable[Shard]) -> None:
+        """Store shards of a job that is not submitted yet. They vanish by themselves if it never is."""
+        blocks = [part for shard in shards for part in (str(shard.span), pack_inputs(shard.inputs))]
+        self._run("stage", job_id, _milliseconds(STAGED_SECONDS), *blocks)
+
+    @_translated
+    def unstage(self, job_id: str) -> None:
+        """Drop what `stage` stored."""
+        self._redis.unlink(self._key("inputs", job_id), self._key("pending", job_id))
+
+    @_translated
+    def find_repeated(self, tenant: str, idempotency_key: str) -> tuple[str, str] | None:
+        """The job that was submitted under this key and the digest of its body, if any."""
+        found = self._redis.get(self._key("idempotency", tenant, idempotency_key))
+        if found is None:
+            return None
+        job_id, digest = _text(found).split()
+        return job_id, digest
+
+    @_translated
+    def submit(self, job: NewJob, *, max_waiting_inputs: int) -> tuple[str, bool]:
+        """Accept a staged job. Returns the id of the job that now stands for the request, and whether to send a message.
+
+        The id is another one when the idempotency key was used before for the same body.
+
+        Raises:
+            BacklogFull: too many inputs would wait; nothing of the job is kept.
+            IdempotencyConflict: the key was used for another body.
+        """
+        record = {
+            "model": job.model,
+            "options": job.options.to_json(),
+            "metadata": json.dumps(job.metadata),
+            "ttl_seconds": job.ttl_seconds,
+        }
+        fields = [part for pair in record.items() for part in pair]
+        head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, max_waiting_inputs)
+        outcome, *rest = self._run("submit", *head, job.idempotency_key, job.body_digest, *fields)
+        match _text(outcome):
+            case "accepted":
+                return job.id, bool(rest[0])
+            case "exists":
+                self.unstage(job.id)
+                job_id, digest = _text(rest[0]), _text(rest[1])
+                require_same_body(digest, job.body_digest)
+                return job_id, False
+            case "full":
+                self.unstage(job.id)
+                raise self.backlog_full(int(rest[0]), job.inputs, max_waiting_inputs)
+            case _:
+                self.unstage(job.id)
+                raise LedgerUnavailable(f"Redis holds {int(rest[0])} of the job's {job.shards} shards; send the job again")
+
+    def backlog_full(self, waiting: int, sent: int, limit: int) -> BacklogFull:
+        """The error that says so, with a time after which trying again makes sense. `sent` is 0 when it is not known yet."""
+        rate = sum(worker.facts.get("inputs_per_second", 0) for worker in self.workers())
+        retry_after = min(120, max(1, round((waiting + sent - limit) / rate))) if rate else 60
+        more = f", {sent} were sent" if sent else ""
+        message = f"the backlog is full: {waiting} inputs wait{more}, the limit is {limit} (MAX_WAITING_INPUTS)"
+        return BacklogFull(message, retry_after_seconds=retry_after)
+
+    @_translated
+    def waiting_inputs(self) -> int:
+        """Inputs that wait in all queues."""
+        return sum(int(n) for n in self._redis.hvals(self._key("waiting")))
+
+    @_translated
+    def get(self, job_id: str, tenant: str) -> Job:
+        """The job's record.
+
+        Raises:
+            JobNotFound: no such job, another tenant's, or expired.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(self._key("job", job_id))
+            pipe.lrange(self._key("errors", job_id), 0, SHOWN_ERRORS - 1)
+            found, errors = pipe.execute()
+        record = _record(found)
+        if record.get("tenant") != tenant:
+            raise job_not_found(job_id)
+        return Job.from_record(job_id, record, tuple(InputError(**json.loads(error)) for error in errors))
+
+    @_translated
+    def status(self, job_id: str) -> JobStatus | None:
+        """The job's status, or None when it is unknown."""
+        found = self._redis.hget(self._key("job", job_id), "status")
+        return None if found is None else JobStatus(_text(found))
+
+    @_translated
+    def jobs(self, tenant: str, *, after: str = "", limit: int = 20, status: JobStatus | None = None) -> tuple[list[Job], bool]:
+        """Jobs newest first, after job `after`, and whether there are more. Their errors are left out.
+
+        Raises:
+            JobNotFound: `after` is no job of the tenant.
+        """
+        ids: list[str] = []
+        position = after
+        while len(ids) <= limit:
+            found = self._run("jobs", tenant, position, limit + 1 - len(ids), status.value if status else "")
+            if found is None:
+                raise job_not_found(position, param="after")
+            position, *more = map(_text, found)
+            ids += more
+            if not position:
+                break
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids[:limit]:
+                pipe.hgetall(self._key("job", job_id))
+            records = pipe.execute()
+        jobs = [Job.from_record(job_id, _record(record)) for job_id, record in zip(ids, records, strict=False) if record]
+        return jobs, len(ids) > limit
+
+    @_translated
+    def remove(self, job_id: str, tenant: str) -> str:
+        """Cancel a live job or delete an ended one: `cancelled` or `deleted`.
+
+        Raises:
+            JobNotFound: no such job, or another tenant's.
+        """
+        outcome = _text(self._run("remove", job_id, tenant, uuid.uuid4().hex))
+        if outcome == "unknown":
+            raise job_not_found(job_id)
+        return outcome
+
+    @_translated
+    def finished(self, job_id: str) -> list[Span]:
+        """The shards whose results can be read, in order."""
+        return sorted(Span.parse(_text(name)) for name in self._redis.hkeys(self._key("vectors", job_id)))
+
+    @_translated
+    def result(self, job_id: str, span: Span) -> ResultBlock:
+        """The result of a finished shard.
+
+        Raises:
+            JobNotFound: the job was deleted or has expired meanwhile.
+        """
+        block: Any = self._redis.hget(self._key("vectors", job_id), str(span))
+        if block is None:
+            raise job_not_found(job_id)
+        return unpack_result(block)
+
+    @_translated
+    def ended_jobs(self) -> Iterator[str | None]:
+        """Ids of jobs as they end from now on, for ever; None whenever a second passes without one."""
+        channel = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        channel.subscribe(self._key("ended"))
+        channel.get_message(timeout=1.0)  # Redis confirms: who asks for a job's status after this misses no end
+        return self._listen(channel)
+
+    def _listen(self, channel: Any) -> Iterator[str | None]:
+        try:
+            while True:
+                message = channel.get_message(timeout=1.0)
+                yield None if message is None else _text(message["data"])
+        except RedisError as error:
+            raise LedgerUnavailable(f"Redis: {type(error).__name__}: {error}") from error
+        finally:
+            channel.close()
+
+    # What both call -----------------------------------------------------------------------------------------------
+
+    @_translated
+    def wants_wake(self, queue: str) -> bool:
+        """Whether to send `embed_pending(queue)`: work waits, a worker is free and no message is on its way."""
+        return bool(self._run("wake", queue))
+
+    @_translated
+    def workers(self) -> list[Worker]:
+        """The live workers, by name."""
+        names = sorted(_text(name) for name in self._redis.zrange(self._key("workers"), 0, -1))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(self._key("worker", name), "report")
+            reports = pipe.execute()
+        return [_worker(report) for report in reports if report is not None]
+
+    @_translated
+    def queue_states(self, names: Iterable[str]) -> list[QueueState]:
+        """Each queue as it stands."""
+        workers = self.workers()
+        return [self._queue_state(name, tuple(w for w in workers if name in w.queues)) for name in names]
+
+    def _queue_state(self, name: str, workers: tuple[Worker, ...]) -> QueueState:
+        lanes = [lane.value for lane in Lane]
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(self._key("waiting"), [f"{name}:{lane}" for lane in lanes])
+            pipe.zrange(self._key("leases", name), 0, -1)
+            pipe.llen(self._key("suspects", name))
+            for lane in lanes:
+                pipe.lrange(self._key("tenants", name, lane), 0, -1)
+            waiting, leases, suspects, *tenants = pipe.execute()
+        heads = [self._key("line", name, lane, _text(t)) for lane, found in zip(lanes, tenants, strict=True) for t in found]
+        return QueueState(
+            name=name,
+            waiting={lane: int(n or 0) for lane, n in zip(lanes, waiting, strict=True)},
+            running=sum(Span.parse(_text(member).split("/")[1]).count for member in leases),
+            suspects=suspects,
+            oldest_seconds=self._oldest_seconds(heads),
+            workers=workers,
+        )
+
+    def _oldest_seconds(self, lines: Sequence[str]) -> float | None:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for line in lines:
+                pipe.lindex(line, 0)
+            ids = pipe.execute()
+            for job_id in filter(None, ids):
+                pipe.hget(self._key("job", _text(job_id)), "created_at")
+            created = pipe.execute()
+        times = [int(value) / 1000 for value in created if value]
+        return max(0.0, time.time() - min(times)) if times else None
+
+    # What a worker calls ------------------------------------------------------------------------------------------
+
+    @_translated
+    def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, interactive_only: bool = False) -> Claim:
+        """Shards of up to `max_bytes` of input (at least one, when any waits), leased to the worker.
+
+        A shard that was in flight when a worker died comes alone, and never to `interactive_only`, which is for a worker that
+        holds other shards. A claim for both lanes that finds nothing also says that the worker is idle.
+        """
+        lanes = "interactive" if interactive_only else "both"
+        wake, alone, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, lanes)
+        shards = tuple(
+            ClaimedShard(_text(job), Span.parse(_text(span)), int(attempt), JobOptions.from_json(options), unpack_inputs(block))
+            for job, span, attempt, options, block in zip(*[iter(rest)] * 5, strict=True)
+        )
+        return Claim(shards, bool(alone), bool(wake))
+
+    @_translated
+    def commit(
+        self, queue: str, finished: Sequence[Committed], *, device: str, engine: str, dtype: str, revision: str
+    ) -> list[bool]:
+        """Store results, each exactly once. Returns for each whether it was stored.
+
+        A result is dropped when the job has ended or the worker's lease went to another (the attempt number differs).
+        """
+        if not finished:
+            return []
+        args: list[Any] = [queue, device, engine, dtype, revision]
+        for item in finished:
+            result = item.result
+            args += _name(item.shard)
+            args += [pack_result(result), result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
+            args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
+        return [bool(stored) for stored in self._run("commit", *args)]
+
+    @_translated
+    def extend(self, queue: str, worker: str, shards: Sequence[ClaimedShard], *, lease_seconds: float) -> list[bool]:
+        """Renew leases. Returns for each whether the worker still holds it."""
+        names = [part for shard in shards for part in _name(shard)]
+        return [bool(held) for held in self._run("extend", queue, worker, _milliseconds(lease_seconds), *names)]
+
+    @_translated
+    def release(self, queue: str, worker: str, shards: Sequence[ClaimedShard] = ()) -> bool:
+        """Give shards back without counting the attempt, and stop counting as at work. Returns whether to send a message."""
+        return bool(self._run("release", queue, worker, *[part for shard in shards for part in _name(shard)]))
+
+    @_translated
+    def divide(self, queue: str, shard: ClaimedShard) -> bool:
+        """Replace a suspect shard by one for each of its inputs. Returns whether the worker still held it."""
+        parts: list[Any] = []
+        for n, item in enumerate(shard.inputs):
+            parts += [str(Span(shard.span.first + n, 1)), pack_inputs([item])]
+        return bool(self._run("divide", queue, *_name(shard), *parts))
+
+    @_translated
+    def report(self, worker: Worker, *, lifetime_seconds: float) -> None:
+        """Say that a worker lives. It counts as gone after `lifetime_seconds`."""
+        report = json.dumps(asdict(worker) | {"seen_at": time.time()})
+        self._run("report", worker.name, _milliseconds(lifetime_seconds), report, *worker.queues)
+
+    @_translated
+    def retire(self, name: str, queues: Iterable[str]) -> None:
+        """Say that a worker is gone."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.unlink(self._key("worker", name))
+            pipe.zrem(self._key("workers"), name)
+            for queue in queues:
+                pipe.zrem(self._key("workers", queue), name)
+                pipe.zrem(self._key("draining", queue), name)
+            pipe.execute()
+
+    @_translated
+    def counters(self) -> dict[str, int]:
+        """Totals since the ledger began: inputs and tokens per queue, recovered shards."""
+        return {name: int(value) for name, value in _record(self._redis.hgetall(self._key("counters"))).items()}
+
+
+def require_same_body(before: str, now: str) -> None:
+    """Raises IdempotencyConflict when a key comes with another body than before."""
+    if before != now:
+        raise IdempotencyConflict(
+            "Idempotency-Key was used before with another body or other options; a new job needs a new key",
+            param="Idempotency-Key",
+        )
+
+
+def job_not_found(job_id: str, param: str = "id") -> JobNotFound:
+    shown = job_id if len(job_id) <= 64 else job_id[:64] + "…"
+    return JobNotFound(f"no job {shown!r}; it never existed, was deleted, or its lifetime is over", param=param)
+
+
+def _worker(report: bytes) -> Worker:
+    found = json.loads(report)
+    return Worker(**(found | {"queues": tuple(found["queues"]), "prompts": tuple(found["prompts"])}))
+
+
+def _name(shard: ClaimedShard) -> list[Any]:
+    return [shard.job_id, str(shard.span), shard.attempt]
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

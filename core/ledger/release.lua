@@ -1,0 +1,19 @@
+-- Give shards back unharmed (a worker that stops in good order): the attempt is not counted, the shards go first.
+-- ARGV: queue, worker, then per shard: job, shard, attempt
+local queue, worker = ARGV[1], ARGV[2]
+for n = #ARGV - 2, 3, -3 do -- backwards: each goes to the front
+  local id, shard, attempt = unpack(ARGV, n, n + 2)
+  local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'tenant')
+  if is_live(record[1]) and redis.call('HGET', key('attempts', id), shard) == attempt
+    and redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 1 then
+    if redis.call('HINCRBY', key('attempts', id), shard, -1) > 0 then
+      redis.call('LPUSH', key('suspects', queue), id .. '/' .. shard)
+    elseif redis.call('LPUSH', key('pending', id), shard) == 1 then
+      line_up(id, queue, record[2], record[3], true)
+    end
+    add_waiting(queue, record[2], count_of(shard))
+  end
+end
+redis.call('ZREM', key('draining', queue), worker)
+redis.call('DEL', key('wake', queue))
+return wants_wake(queue)

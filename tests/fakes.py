@@ -1,0 +1,86 @@
+"""A worker whose engine derives each vector from its text, for tests that ask what happens to work, not what it means.
+
+    celery -A tests.fakes worker -Q cpu
+
+is a real worker in every other respect. Texts may ask for trouble: a text that starts with `KILL` kills its process,
+`RAISE` raises, `HANG` never returns, `OOM:n` is out of memory in a batch of more than n texts. `FAKE_BATCH_SECONDS` is how long a
+batch takes, `FAKE_DEVICE` the device the engine claims to have.
+"""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+import worker.lifecycle
+from core.config import Settings
+from core.errors import OutOfMemory
+from worker import app
+from worker.engines import EngineFacts, Tokens
+
+__all__ = ["DIMENSIONS", "FakeEngine", "app", "vector_of"]
+
+DIMENSIONS = 8
+MAX_TOKENS = 256
+SPECIAL_TOKENS = 2
+
+
+def vector_of(text: str) -> np.ndarray:
+    """The vector every fake engine gives for a text: float32, (DIMENSIONS,), of unit length."""
+    digest = hashlib.blake2b(text.encode(), digest_size=2 * DIMENSIONS).digest()
+    vector = np.frombuffer(digest, dtype=np.uint16).astype(np.float32) + 1
+    return vector / np.linalg.norm(vector)
+
+
+class FakeTokens(Tokens):
+    """Tokens that remember their text: one token a word."""
+
+    def __init__(self, text: str) -> None:
+        words = len(text.split()) + SPECIAL_TOKENS
+        super().__init__(ids=range(min(words, MAX_TOKENS)), truncated=words > MAX_TOKENS)
+        object.__setattr__(self, "text", text)
+
+
+class FakeEngine:
+    def __init__(self, settings: Settings) -> None:
+        self.batch_seconds = float(os.environ.get("FAKE_BATCH_SECONDS", "0"))
+        self.facts = EngineFacts(
+            engine="fake",
+            model=settings.model_name,
+            revision="fake",
+            device=os.environ.get("FAKE_DEVICE", "cpu"),
+            dtype="float32",
+            dimensions=DIMENSIONS,
+            max_tokens=MAX_TOKENS,
+            prompts=("query",),
+            budget_tokens=(settings.batch_size or 8) * MAX_TOKENS,
+        )
+
+    def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
+        return [FakeTokens(f"{prompt_name}: {text}" if prompt_name else text) for text in texts]
+
+    def embed(self, batch: Sequence[Tokens]) -> np.ndarray:
+        texts = [item.text for item in batch]  # type: ignore[attr-defined]
+        time.sleep(self.batch_seconds)
+        for text in texts:
+            if text.startswith("KILL"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if text.startswith("RAISE"):
+                raise RuntimeError("the fake engine was asked to raise")
+            if text.startswith("HANG"):
+                time.sleep(3600)
+            if text.startswith("OOM:") and len(texts) > int(text.split()[0].removeprefix("OOM:")):
+                raise OutOfMemory("the fake device is full")
+        return np.stack([vector_of(text) for text in texts])
+
+    def free_memory(self) -> None:
+        pass
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+
+worker.lifecycle.load_engine = FakeEngine

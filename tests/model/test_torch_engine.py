@@ -1,0 +1,127 @@
+"""The torch engine gives the vectors of sentence-transformers, batched or alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.batching import batches
+from core.config import Settings
+from core.errors import ModelUnavailable, OutOfMemory
+
+pytestmark = pytest.mark.model
+
+
+def worst_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    return float(((found * wanted).sum(axis=1) / norms).min())
+
+
+def embed(engine: Any, texts: list[str], prompt_name: str | None = None, budget_tokens: int = 2048) -> np.ndarray:
+    tokens = engine.tokenize(texts, prompt_name)
+    vectors = np.empty((len(texts), engine.facts.dimensions), dtype=np.float32)
+    for batch in batches([len(item.ids) for item in tokens], budget_tokens):
+        vectors[batch] = engine.embed([tokens[index] for index in batch])
+    return vectors
+
+
+def test_vectors_equal_sentence_transformers(engine: Any, reference: Any, texts: list[str]) -> None:
+    wanted = reference.encode(texts)
+    assert worst_cosine(embed(engine, texts), wanted) >= 0.999999
+    np.testing.assert_allclose(embed(engine, texts), wanted, atol=1e-5)
+
+
+def test_alone_equals_batched(engine: Any, texts: list[str]) -> None:
+    some = texts[::7]
+    alone = np.concatenate([embed(engine, [text]) for text in some])
+    assert worst_cosine(alone, embed(engine, some)) >= 0.999999
+
+
+def test_tokens_and_truncation_are_those_of_sentence_transformers(engine: Any, reference: Any, texts: list[str]) -> None:
+    for text, tokens in zip(texts, engine.tokenize(texts, None), strict=True):
+        features = reference.preprocess([text])
+        assert list(tokens.ids) == features["input_ids"][0].tolist()
+        untruncated = reference.tokenizer([text], truncation=False, verbose=False)["input_ids"][0]
+        assert tokens.truncated == (len(untruncated) > engine.facts.max_tokens)
+    assert any(tokens.truncated for tokens in engine.tokenize(texts, None))
+
+
+def test_facts_tell_the_model(engine: Any) -> None:
+    facts = engine.facts
+    assert (facts.engine, facts.device, facts.dtype) == ("torch", "cpu", "float32")
+    assert (facts.dimensions, facts.max_tokens) == (384, 256)
+    assert facts.budget_tokens == 8 * 256
+    assert facts.revision.startswith("sha256:")
+    assert engine.memory()["resident_bytes"] > 50e6
+
+
+@pytest.fixture(scope="module")
+def prompted_folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with prompts in its configuration, the prompt left out of the mean."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path_factory.mktemp("prompted")
+    reference.save_pretrained(str(folder))
+    model = SentenceTransformer(str(folder), device="cpu", prompts={"query": "Represent this question: ", "passage": ""})
+    model.set_pooling_include_prompt(False)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def test_prompts_equal_sentence_transformers(prompted_folder: Path, texts: list[str]) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from worker.engines.torch_engine import TorchEngine
+
+    prompted = SentenceTransformer(str(prompted_folder), device="cpu")
+    engine = TorchEngine.load(Settings.from_env({"DEVICE": "cpu", "MODEL_NAME": str(prompted_folder)}))
+    assert engine.facts.prompts == ("query",)
+    some = texts[:40]
+    wanted = prompted.encode(some, prompt_name="query")
+    assert worst_cosine(embed(engine, some, "query"), wanted) >= 0.999999
+    assert worst_cosine(embed(engine, some), wanted) < 0.999
+
+
+def test_absent_device_names_what_was_found(model_folder: Path) -> None:
+    import torch
+
+    from worker.engines.device import resolve_device
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ModelUnavailable, match=r"DEVICE=cuda is absent; found: .*cpu"):
+        resolve_device("cuda")
+    assert resolve_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes"), OutOfMemory),
+        (MemoryError(), OutOfMemory),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_full_memory_is_told_apart_from_other_errors(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception]
+) -> None:
+    def forward(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(engine._model, "forward", forward)
+    with pytest.raises(expected) as caught:
+        engine.embed(engine.tokenize(["a text"], None))
+    assert caught.type is expected
+    assert caught.type is RuntimeError or str(caught.value) == "cpu has too little memory for 1 inputs of 4 tokens"
+
+
+def test_quota_of_the_container_limits_the_threads(tmp_path: Path) -> None:
+    from worker.engines.device import _quota_cpus
+
+    assert _quota_cpus(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _quota_cpus(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert _quota_cpus(tmp_path) == 2

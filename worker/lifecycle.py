@@ -1,0 +1,221 @@
+"""What happens when a worker's processes start and stop.
+
+The parent answers `inspect`, forks one child, and looks every few seconds for work that nobody was told of. The child
+loads the model, reports itself to the ledger, and works. On macOS, where a fork does not go with Metal, both are one process
+(the threads pool).
+"""
+
+import logging
+import mmap
+import sys
+import threading
+from typing import Any
+
+from billiard.process import current_process
+from celery import bootsteps
+from celery.signals import (
+    celeryd_init,
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_shutdown,
+    worker_shutting_down,
+)
+from celery.worker import state
+
+from core.config import Settings
+from core.errors import EngineError, LedgerUnavailable
+from core.ledger import Ledger, Worker, connect
+from core.queues import send_embed_pending
+from worker import app, settings
+from worker.engines import Engine
+from worker.log import log
+
+WORKER_TIMEOUT_SECONDS = 15.0
+WORKER_RETRIES = 20
+"""A worker sits out a restart of Redis: with waits of up to half a second, about ten seconds."""
+
+CANNOT_START = 3
+"""Exit code of a worker that has no model."""
+
+_shared = mmap.mmap(-1, 2)
+"""Two bytes shared by the parent and its children: whether the worker was told to stop, and whether a child cannot start."""
+_STOPPING, _FAILED = 0, 1
+
+_node_name = ""
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine of this process."""
+    from worker.engines.torch_engine import TorchEngine
+
+    return TorchEngine.load(settings)
+
+
+class Process:
+    """The process that holds the model: its engine, its way to the ledger, its report."""
+
+    def __init__(self, engine: Engine, name: str, queues: tuple[str, ...]) -> None:
+        self.name = name
+        self.queues = queues
+        self.engine = engine
+        from worker.drain import Drain  # brings numpy, which the parent and `inspect` can do without
+
+        self.ledger = open_ledger(WORKER_TIMEOUT_SECONDS, WORKER_RETRIES)
+        self._drain = Drain(
+            engine, self.ledger, settings, name, wake=lambda queue: send_embed_pending(app, queue), stopping=is_stopping
+        )
+        threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
+
+    def drain(self, queue: str) -> None:
+        self._drain.run(queue)
+
+    def report(self) -> None:
+        """Tell the ledger that this worker lives and what it is."""
+        facts = self.engine.facts
+        self.ledger.report(
+            Worker(
+                name=self.name,
+                queues=self.queues,
+                state="busy" if self._drain.busy else "idle",
+                model=facts.model,
+                revision=facts.revision,
+                engine=facts.engine,
+                device=facts.device,
+                dtype=facts.dtype,
+                dimensions=facts.dimensions,
+                max_tokens=facts.max_tokens,
+                prompts=facts.prompts,
+                facts=self.engine.memory() | self._drain.figures(),
+            ),
+            lifetime_seconds=3 * settings.heartbeat_seconds,
+        )
+
+    def _keep_reporting(self) -> None:
+        pause = threading.Event()
+        while not is_stopping():
+            try:
+                self.report()
+            except LedgerUnavailable as error:
+                log.warning("could not report: %s", error)
+            pause.wait(settings.heartbeat_seconds)
+
+
+_process: Process | None = None
+_loading = threading.Lock()
+
+
+def process() -> Process:
+    """This process with its model, loaded on the first call and once only."""
+    global _process
+    with _loading:
+        if _process is None:
+            engine = load_engine(settings)
+            index = getattr(current_process(), "index", 0)
+            name = f"{_node_name}/{index}" if index else _node_name
+            _process = Process(engine, name, tuple(app.amqp.queues.consume_from))
+        return _process
+
+
+def open_ledger(timeout_seconds: float, retries: int) -> Ledger:
+    return Ledger(connect(settings.redis_url, timeout_seconds=timeout_seconds, retries=retries), settings.redis_prefix)
+
+
+def node_name() -> str:
+    """This worker's Celery name, such as `cpu@host`; its children's names in the ledger start with it."""
+    return _node_name
+
+
+def is_stopping() -> bool:
+    return bool(_shared[_STOPPING])
+
+
+@celeryd_init.connect
+def _remember_name(sender: str, **_: Any) -> None:
+    global _node_name
+    _node_name = sender
+
+
+@setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "sentence_transformers", "celery.redirected", "celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _load_or_exit() -> None:
+    """A worker without a model must not take work. Celery swallows what signal handlers raise, but for SystemExit.
+
+    The pool would replace the child for ever, so the parent is told as well.
+    """
+    try:
+        process()
+        return
+    except EngineError as error:
+        log.critical("cannot start: %s", error.message)
+    except Exception:
+        log.critical("cannot start", exc_info=True)
+    _shared[_FAILED] = 1
+    sys.exit(CANNOT_START)
+
+
+@worker_process_init.connect
+def _child_started(**_: Any) -> None:
+    _load_or_exit()
+
+
+@worker_init.connect
+def _worker_started(sender: Any, **_: Any) -> None:
+    if "prefork" not in sender.pool_cls.__module__:
+        _load_or_exit()
+
+
+@worker_shutting_down.connect
+def _told_to_stop(**_: Any) -> None:
+    _shared[_STOPPING] = 1
+
+
+@worker_shutdown.connect
+def _stopped(**_: Any) -> None:
+    try:
+        ledger = open_ledger(2.0, 0)
+        for worker in ledger.workers():
+            if worker.name.split("/")[0] == _node_name:
+                ledger.retire(worker.name, worker.queues)
+    except LedgerUnavailable as error:
+        log.warning("could not say goodbye: %s", error)
+
+
+class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Sends `embed_pending` for work that waits while a worker is idle, every `wake_seconds`.
+
+    This alone keeps work going: messages that Redis or a dying worker loses cost one round of it.
+    """
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, parent: Any, **_: Any) -> None:
+        self._timer: Any = None
+
+    def start(self, parent: Any) -> None:
+        ledger = open_ledger(2.0, 0)
+        self._timer = parent.timer.call_repeatedly(settings.wake_seconds, self._look, (ledger,))
+
+    def stop(self, parent: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self, ledger: Ledger) -> None:
+        if _shared[_FAILED]:
+            state.should_stop = CANNOT_START
+        if is_stopping():
+            return
+        try:
+            for queue in app.amqp.queues.consume_from:
+                if ledger.wants_wake(queue):
+                    send_embed_pending(app, queue)
+        except Exception as error:  # Redis is away; the next round asks again
+            log.debug("could not look for work: %s", error)
+
+
+app.steps["worker"].add(LookForWork)

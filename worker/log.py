@@ -1,0 +1,5 @@
+"""The service's own logger. It logs ids, counts and times, never texts."""
+
+import logging
+
+log = logging.getLogger("vector-api")
