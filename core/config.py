@@ -1,10 +1,12 @@
 """Settings: every environment variable the service reads, in one place."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from core.errors import InvalidSetting
 
@@ -32,9 +34,30 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _switch(raw: str) -> bool:
+    if raw.lower() not in ("1", "0", "true", "false", "yes", "no", "on", "off"):
+        raise ValueError("must be 1 or 0")
+    return raw.lower() in ("1", "true", "yes", "on")
+
+
 def _device(raw: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", raw):
         raise ValueError("must be one of auto, cpu, cuda, cuda:N, mps")
+    return raw
+
+
+def _redis_url(raw: str) -> str:
+    try:
+        parts = urlsplit(raw)
+        usable = parts.port is None or parts.port > 0
+    except ValueError:
+        usable = False
+    if (
+        not usable
+        or parts.scheme not in ("redis", "rediss", "unix")
+        or not (parts.path if parts.scheme == "unix" else parts.netloc)
+    ):
+        raise ValueError("must be redis://host:port/0, rediss://host:port/0 or unix:///path.sock?db=0")
     return raw
 
 
@@ -52,7 +75,7 @@ def _within(raw: str, kind: Callable[[str], Any], what: str, minimum: float, max
         value = kind(raw)
     except ValueError:
         raise ValueError(f"must be {limits}") from None
-    if not (minimum <= value and (maximum is None or value <= maximum)):
+    if not (math.isfinite(value) and minimum <= value and (maximum is None or value <= maximum)):
         raise ValueError(f"must be {limits}")
     return value
 
@@ -61,7 +84,7 @@ def _within(raw: str, kind: Callable[[str], Any], what: str, minimum: float, max
 class Settings:
     """The service's configuration. Each field is read from the environment variable of its name in capitals."""
 
-    redis_url: str = _setting("redis://127.0.0.1:6379/0", _text)
+    redis_url: str = _setting("redis://127.0.0.1:6379/0", _redis_url)
     """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS) or `unix:///path.sock?db=0`."""
     redis_prefix: str = _setting("vector-api:", _text)
     """Start of every key, so that one server can be shared."""
@@ -79,8 +102,16 @@ class Settings:
     """Branch, tag or commit of the model on the hub; empty takes the newest."""
     device: str = _setting("auto", _device)
     """`auto` takes cuda, then mps, then cpu."""
-    dtype: str = _setting("auto", _one_of("auto", "float32", "float16", "bfloat16"))
-    """`auto` is float16 on cuda and float32 elsewhere."""
+    engine: str = _setting("auto", _one_of("auto", "torch", "openvino"))
+    """What computes on a cpu. `auto` takes OpenVINO when it is installed and the model converts, else torch."""
+    dtype: str = _setting("auto", _one_of("auto", "float32", "float16", "bfloat16", "int8"))
+    """`auto` is float16 on cuda, bfloat16 on a cpu that has it (OpenVINO only), else float32. `int8` needs OpenVINO and nncf."""
+    parity: bool = _setting(True, _switch)
+    """Whether to measure the engine against float32 torch at start."""
+    parity_floor: float = _setting(0.999, _number(-1, 1))
+    """A worker whose worst cosine is below this does not start."""
+    cache_dir: str = _setting("~/.cache/vector-api", _text)
+    """Folder of converted models."""
     batch_size: int | None = _setting(None, _optional(_whole(1)))
     """Texts of full length in a batch; empty is 32 on cuda and 8 elsewhere. Token budget = this × the model's maximum length."""
     empty_cache_tokens: int = _setting(16_384, _whole(1))
@@ -123,6 +154,7 @@ class Settings:
     heartbeat_seconds: float = _setting(5.0, _number(0.1))
     """How often a worker reports itself; it counts as gone after three times as long."""
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))
+    """Least important messages that are logged."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:

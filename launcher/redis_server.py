@@ -66,8 +66,8 @@ class RedisServer:
     """A server process with its data in `folder`; every accepted write is on disk before it is answered (AOF, fsync always).
 
     It listens on a Unix socket that only this user can open, in a short temporary path (a socket's path is limited to about 100
-    bytes). `options` are further settings of the server. `keeper` ends the server should we be killed; `lock_file` is an open file
-    that the server holds open as long as it runs.
+    bytes). `options` are further settings of the server. `keeper` ends the server should we be killed; `lock_file` is an open
+    file that the server holds open as long as it runs.
     """
 
     def __init__(

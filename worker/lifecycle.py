@@ -46,10 +46,10 @@ _node_name = ""
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine of this process."""
-    from worker.engines.torch_engine import TorchEngine
+    """The engine of this process. Its module brings torch, which only this process may import."""
+    from worker.engines import loading
 
-    return TorchEngine.load(settings)
+    return loading.load_engine(settings)
 
 
 class Process:

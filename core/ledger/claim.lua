@@ -4,6 +4,7 @@
 local queue, worker, lease, max_bytes, lanes = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
+prune(key('draining', queue)) -- first: a full server takes no new jobs, but ends those it took
 local MOST_TAKEN = 2 + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
 -- 1. Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone.

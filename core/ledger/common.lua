@@ -72,7 +72,8 @@ local function note_error(id, error)
   if redis.call('LLEN', errors) < 100 then redis.call('RPUSH', errors, error) end
 end
 
--- Forget a worker that has not reported for a while; returns how many are left in the sorted set.
+-- Forget workers whose time is over; returns how many are left in the sorted set. It needs no memory, so a script that begins
+-- with it runs on a full server too: Redis refuses those whose first write may take memory.
 local function prune(name)
   redis.call('ZREMRANGEBYSCORE', name, '-inf', now)
   return redis.call('ZCARD', name)
@@ -86,10 +87,11 @@ end
 -- Whether the caller should send `embed_pending(queue)`: work waits, a worker is free, and no message is on its way.
 -- The token keeps a burst of submits from sending one message each; a lost message costs at most its second.
 local function wants_wake(queue)
+  local draining, workers = prune(key('draining', queue)), prune(key('workers', queue))
   if waiting_inputs(queue) <= 0 and not redis.call('ZRANGEBYSCORE', key('leases', queue), '-inf', now, 'LIMIT', 0, 1)[1] then
     return 0
   end
-  if prune(key('draining', queue)) >= math.max(1, prune(key('workers', queue))) then return 0 end
+  if draining >= math.max(1, workers) then return 0 end
   if redis.call('LLEN', key('celery', queue)) > 0 then return 0 end
   return redis.call('SET', key('wake', queue), now, 'NX', 'PX', 1000) and 1 or 0
 end

@@ -8,11 +8,13 @@ local record = redis.call('HMGET', key('job', id), 'status', 'lane')
 if not is_live(record[1]) then return 0 end
 redis.call('HDEL', key('inputs', id), shard)
 redis.call('HDEL', key('attempts', id), shard)
+local waiting = 0
 for n = 5, #ARGV, 2 do
   local part, block = ARGV[n], ARGV[n + 1]
   redis.call('HSET', key('inputs', id), part, block)
   redis.call('HSET', key('attempts', id), part, attempt - 1) -- the attempt that only divided is not counted
   redis.call('RPUSH', key('suspects', queue), id .. '/' .. part)
-  add_waiting(queue, record[2], count_of(part))
+  waiting = waiting + count_of(part)
 end
+add_waiting(queue, record[2], waiting)
 return 1

@@ -3,7 +3,7 @@
 -- Returns 1 or 0 per shard: whether the worker still holds it (0: cancelled, or given to another)
 local queue, worker, lease = unpack(ARGV, 1, 3)
 local leases, draining, held = key('leases', queue), key('draining', queue), {}
-prune(draining) -- first, as it needs no memory: leases must not lapse because the server is full
+prune(draining) -- first: leases must not lapse because the server is full
 for n = 4, #ARGV, 3 do
   local id, shard, attempt = unpack(ARGV, n, n + 2)
   local member = id .. '/' .. shard

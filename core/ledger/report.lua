@@ -2,7 +2,7 @@
 -- ARGV: worker, lifetime ms, report (JSON), then the queues it takes from
 local worker, lifetime, report = unpack(ARGV, 1, 3)
 local function note(workers)
-  prune(workers) -- first, as it needs no memory: a full server takes reports all the same
+  prune(workers) -- first: a full server takes reports all the same
   redis.call('ZADD', workers, now + lifetime, worker)
 end
 note(key('workers'))

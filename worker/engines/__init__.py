@@ -38,6 +38,8 @@ class EngineFacts:
     prompts: tuple[str, ...]
     budget_tokens: int
     """Most tokens in a batch to start with, padding included."""
+    parity: float | None = None
+    """Worst cosine against float32 torch on the golden texts; None when it was not measured."""
 
 
 class Engine(Protocol):

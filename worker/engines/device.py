@@ -2,6 +2,8 @@
 breaks it."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -42,3 +44,12 @@ def _quota_cpus(root: Path) -> int | None:
         except OSError:
             return None
     return None if quota in ("max", "-1") else max(1, int(quota) // int(period))
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM; its peak where the system does not tell the present value."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

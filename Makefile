@@ -1,0 +1,64 @@
+# Works with GNU make 3.81 (macOS) and newer. `make` alone lists the targets.
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+REQUIREMENTS := requirements-base.txt requirements.txt requirements-dev.txt
+CODE := core api worker launcher examples tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test test-unit lint types format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## make .venv and install everything (the other targets do it when needed)
+
+demo: $(READY) ## start everything, embed a text, search in it by meaning, stop
+	@$(BIN)/python -m launcher demo
+
+run: $(READY) ## start Redis, the API and a worker; Ctrl-C stops them (API_PORT=8000, DATA_DIR=.data)
+	@$(BIN)/python -m launcher run
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest
+
+test-unit: $(READY) ## run the tests that need no Redis and no model
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in ruff's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove .venv, the data of `make run` and all caches
+	rm -rf $(VENV) .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone: so its small CPU build can come from its own index, and nothing else can. Where that index is out of
+# reach pip says so within seconds and takes torch from where it takes the rest. TORCH_INDEX_URL= (empty) asks the default index alone.
+$(READY): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vector-api needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) lacks the modules venv and ensurepip. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes and about 500 MB to download at first."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@{ PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
+	  $(BIN)/python -m pip install --no-deps --retries 1 --timeout 15 \
+	    $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $$(grep '^torch==' requirements.txt) && \
+	  $(BIN)/python -m pip install -r requirements-dev.txt; } || { \
+	  echo "The installation failed; pip says why above. Nothing needs a compiler where ready-made wheels exist: on Linux"; \
+	  echo "(x86-64 and ARM, glibc 2.28 or newer) and macOS. Without a network, point pip at a folder of wheels:"; \
+	  echo "PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels make $(MAKECMDGOALS)"; exit 1; }
+	@touch $(READY)

@@ -1,0 +1,18 @@
+"""Answers that are not errors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from flask import Response
+
+JSON = "application/json"
+
+
+def json_answer(payload: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(payload), status, headers, mimetype=JSON)
+
+
+def streamed(pieces: Iterator[bytes], media_type: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer that is sent as it is made. An error in the middle cuts the connection, so that no client takes it for whole."""
+    return Response(pieces, 200, headers, content_type=media_type)

@@ -1,0 +1,39 @@
+"""Put the application together. Opens no connection: the first request of each process does."""
+
+from celery import Celery
+from flask import Flask, request
+
+from api import errors
+from api.bodies import limit_stalls
+from api.ended_jobs import EndedJobs
+from api.live_workers import LiveWorkers
+from api.services import Services
+from api.views import health, jobs, queues, results
+from api.wakes import Wakes
+from core.config import Settings
+from core.ledger import Ledger, connect
+from core.queues import create_celery, send_embed_pending
+
+REDIS_TIMEOUT_SECONDS = 0.8
+"""How long one answer of Redis may take: a client must hear of a dead Redis within a second."""
+
+
+def create_app(settings: Settings | None = None, ledger: Ledger | None = None, celery: Celery | None = None) -> Flask:
+    """The WSGI application. What is not passed in is made from the environment's settings."""
+    settings = settings or Settings.from_env()
+    if ledger is None:
+        ledger = Ledger(connect(settings.redis_url, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1), settings.redis_prefix)
+    sender = celery or create_celery(settings)
+    app = Flask("api", static_folder=None)
+    app.extensions["services"] = Services(
+        settings=settings,
+        ledger=ledger,
+        workers=LiveWorkers(ledger),
+        wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
+        ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
+    )
+    errors.register(app)
+    app.before_request(lambda: limit_stalls(request))
+    for views in (health.views, queues.views, jobs.views, results.views):
+        app.register_blueprint(views)
+    return app

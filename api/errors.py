@@ -1,0 +1,135 @@
+"""From an error to an answer. HTTP status codes of errors live here and nowhere else.
+
+Every answer that is not a success has this body, the shape OpenAI's clients read:
+
+    {"error": {"message": "…", "type": "invalid_request_error", "param": "inputs[3].text", "code": "invalid_request"}}
+
+and tells the client whether trying again makes sense: `Retry-After` when it does, `x-should-retry: false` when the same request
+will be refused again (OpenAI's clients would otherwise repeat a 409).
+"""
+
+import logging
+import re
+import uuid
+from http import HTTPStatus
+from typing import NamedTuple
+
+import orjson
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+
+from core.errors import (
+    BacklogFull,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    JobNotReady,
+    LedgerUnavailable,
+    ModelNotFound,
+    RequestTooLarge,
+    VectorApiError,
+)
+
+log = logging.getLogger(__name__)
+
+INVALID, RATE_LIMIT, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
+
+
+class Kind(NamedTuple):
+    status: int
+    type: str
+    retry_after_seconds: int | None
+    """None: the same request will be refused again."""
+
+
+KINDS: dict[type[VectorApiError], Kind] = {
+    InvalidRequest: Kind(400, INVALID, None),
+    ModelNotFound: Kind(404, INVALID, None),
+    JobNotFound: Kind(404, INVALID, None),
+    IdempotencyConflict: Kind(409, INVALID, None),
+    JobNotReady: Kind(409, INVALID, 1),
+    RequestTooLarge: Kind(413, INVALID, None),
+    BacklogFull: Kind(429, RATE_LIMIT, 60),
+    LedgerUnavailable: Kind(503, SERVER, 1),
+    VectorApiError: Kind(500, SERVER, None),
+}
+
+UNREACHABLE = (
+    "the service's Redis cannot be reached or refuses to write; try again (with an Idempotency-Key that can make no second job)"
+)
+
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def register(app: Flask) -> None:
+    """Answer every error of the application in the one shape, and name the request in every answer."""
+    app.before_request(_name_request)
+    app.after_request(_add_request_id)
+    app.register_error_handler(VectorApiError, _answer_our_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_unexpected)
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> bytes:
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def kind_of(error: VectorApiError) -> Kind:
+    """The table's row for the error's class, or for the nearest class above it."""
+    return next(KINDS[found] for found in type(error).__mro__ if found in KINDS)
+
+
+def _answer_our_error(error: VectorApiError) -> Response:
+    kind = kind_of(error)
+    message, retry_after = error.message, kind.retry_after_seconds
+    if kind.status >= 500:
+        log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
+    if error.__cause__ is not None and isinstance(error, LedgerUnavailable):
+        message = UNREACHABLE  # what Redis said names hosts and paths
+    if isinstance(error, BacklogFull):
+        retry_after = error.retry_after_seconds
+    answer = _answer(kind.status, error_body(message, kind.type, error.param, error.code))
+    if retry_after is None:
+        answer.headers["x-should-retry"] = "false"
+    else:
+        answer.headers["Retry-After"] = str(retry_after)
+    return answer
+
+
+def _answer_http_error(error: HTTPException) -> Response | HTTPException:
+    status = error.code or 500
+    if status < 400:
+        return error
+    message = error.description or HTTPStatus(status).phrase
+    shown = f"{request.method} {request.path[:200]}"
+    if isinstance(error, NotFound):
+        message = f"there is no {shown}"
+    elif isinstance(error, MethodNotAllowed):
+        message = f"there is no {shown}; the methods here are {', '.join(sorted(error.valid_methods or ()))}"
+    code = HTTPStatus(status).phrase.lower().replace(" ", "_")
+    answer = _answer(status, error_body(message, INVALID if status < 500 else SERVER, None, code))
+    if isinstance(error, MethodNotAllowed):
+        answer.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+    if status != HTTPStatus.REQUEST_TIMEOUT:
+        answer.headers["x-should-retry"] = "false"
+    return answer
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    log.exception("%s %s failed, request %s", request.method, request.path, g.request_id, exc_info=error)
+    message = f"an error of the service itself; its log tells more under request {g.request_id}"
+    return _answer(500, error_body(message, SERVER, None, VectorApiError.code))
+
+
+def _answer(status: int, body: bytes) -> Response:
+    return Response(body, status, mimetype="application/json")
+
+
+def _name_request() -> None:
+    sent = request.headers.get("x-request-id", "")
+    g.request_id = sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _add_request_id(answer: Response) -> Response:
+    answer.headers["x-request-id"] = g.request_id
+    return answer

@@ -1,0 +1,311 @@
+"""What requests may say and what answers look like.
+
+Errors name the field by its path, its limit, and what was sent: its type, its length, or a short word. Never a text to embed.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from core.config import Settings
+from core.errors import InvalidRequest, ModelNotFound
+from core.jobs import Job, JobOptions
+from core.ledger import QueueState, Worker
+from core.sharding import Input
+
+MOST_ID_CHARACTERS = 256
+MOST_METADATA_BYTES = 16_384
+INPUT_KEYS = ("id", "text")
+MISSING: Final = object()
+"""Stands for inputs that were not sent."""
+
+WORD = re.compile(r"[\w.:/+-]{1,32}")
+"""What may be shown of a string that was sent: a word such as a mistyped option, not a text."""
+
+
+class JobRequest(BaseModel):
+    """The options of a new job: everything but its inputs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    queue: Literal["auto", "cpu", "gpu"] = "auto"
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    normalize: bool = True
+    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    prompt_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    truncate: Literal["end", "error"] = "end"
+    priority: Literal["bulk", "interactive"] = "bulk"
+    metadata: dict[str, Any] | None = None
+    ttl_seconds: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def job_options(self) -> JobOptions:
+        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate)
+
+
+OPTIONS = tuple(JobRequest.model_fields)
+
+
+def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
+    """The options of a job from a JSON body or a query string.
+
+    Raises:
+        InvalidRequest: an unknown key, a wrong type, a value out of its limits.
+        ModelNotFound: another model than the configured one.
+    """
+    try:
+        request = JobRequest.model_validate(values)
+    except ValidationError as error:
+        raise explain(error) from None
+    if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
+        limit = f"at most {settings.max_ttl_seconds} (MAX_TTL_SECONDS)"
+        raise InvalidRequest(f"ttl_seconds must be {limit}, got {request.ttl_seconds}", param="ttl_seconds")
+    if request.metadata is not None:
+        _check_metadata(request.metadata)
+    if request.model not in (None, settings.model_name):
+        raise ModelNotFound(
+            f"model {shown(request.model)} is not served here; the model is {settings.model_name!r}", param="model"
+        )
+    return request
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    try:
+        size_bytes = len(orjson.dumps(metadata))
+    except TypeError:
+        raise InvalidRequest("metadata is nested too deeply", param="metadata") from None
+    if size_bytes > MOST_METADATA_BYTES:
+        limit = f"{MOST_METADATA_BYTES} bytes of JSON"
+        raise InvalidRequest(f"metadata is limited to {limit}, got {size_bytes} bytes", param="metadata")
+
+
+def explain(error: ValidationError) -> InvalidRequest:
+    """One message for the first thing that is wrong; all unknown keys count as one."""
+    details = error.errors(include_url=False, include_context=False)
+    unknown = [str(detail["loc"][-1]) for detail in details if detail["type"] == "extra_forbidden"]
+    if unknown:
+        return InvalidRequest(
+            unknown_keys(unknown, ("inputs", *OPTIONS)), param=unknown[0] if WORD.fullmatch(unknown[0]) else None
+        )
+    first: ErrorDetails = details[0]
+    path = ".".join(str(part) for part in first["loc"])
+    problem = first["msg"].replace("Input should", "must").replace("String should", "must")
+    return InvalidRequest(f"{path} {problem}, got {shown(first['input'])}", param=path)
+
+
+def unknown_keys(unknown: list[str], known: tuple[str, ...]) -> str:
+    names = ", ".join(key_name(name) for name in unknown[:5]) + (" and more" if len(unknown) > 5 else "")
+    return f"unknown {'keys' if len(unknown) > 1 else 'key'} {names}; known are {', '.join(known)}"
+
+
+def key_name(key: str) -> str:
+    """A key as a message may show it; one that is no word may be a text in the wrong place."""
+    return repr(key) if WORD.fullmatch(key) else f"of {len(key)} characters"
+
+
+def shown(value: Any) -> str:
+    """What was sent, in words that give away no text."""
+    if isinstance(value, str):
+        return repr(value) if WORD.fullmatch(value) else f"a string of {len(value)} characters"
+    return kind_of(value) if value is None or isinstance(value, list | dict) else orjson.dumps(value).decode()
+
+
+def kind_of(value: Any) -> str:
+    """The JSON type of a value, with its length where it has one."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return f"a string of {len(value)} characters"
+        case list():
+            return f"a list of {len(value)}"
+        case _:
+            return "an object"
+
+
+# Inputs ---------------------------------------------------------------------------------------------------------------
+
+Place = Callable[[int, str], str]
+"""The name of an input by its number, or of a field of it."""
+
+
+def in_list(index: int, field: str) -> str:
+    return f"inputs[{index}]" + (f".{field}" if field else "")
+
+
+def on_line(number: int, field: str) -> str:
+    return f"line {number}" + (f": {field}" if field else "")
+
+
+def read_body(raw: bytes) -> dict[str, Any]:
+    """The object that a JSON body holds.
+
+    Raises:
+        InvalidRequest: it is no JSON, or no object.
+    """
+    body = parse_json(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"the body must be an object with the key inputs, got {kind_of(body)}")
+    return body
+
+
+def parse_json(raw: bytes, line: int | None = None) -> Any:
+    """The JSON value of a body, or of one line of it.
+
+    Raises:
+        InvalidRequest: it is none; also for a lone surrogate, which is no character.
+    """
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        name = "the body" if line is None else f"line {line}"
+        where = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        hint = " (a lone surrogate is no character)" if "surrogate" in error.msg else ""
+        problem = f"is not valid JSON at {where}: {error.msg}{hint}" if raw.strip() else "is empty, JSON is expected"
+        raise InvalidRequest(f"{name} {problem}", param=None if line is None else name) from None
+
+
+def read_inputs(value: Any, settings: Settings) -> list[Input]:
+    """The inputs of a JSON request.
+
+    Raises:
+        InvalidRequest: no list, an empty one, too many, or an input that cannot be embedded.
+    """
+    if not isinstance(value, list):
+        found = "none" if value is MISSING else kind_of(value)
+        raise InvalidRequest(f"inputs must be a list of strings or of objects {{id, text}}, got {found}", param="inputs")
+    if not value:
+        raise InvalidRequest("inputs is empty, at least one is needed", param="inputs")
+    if len(value) > settings.max_inputs:
+        message = (
+            f"inputs has {len(value)} items, the limit of a JSON request is {settings.max_inputs} (MAX_INPUTS); "
+            "send larger jobs as application/x-ndjson, one input a line"
+        )
+        raise InvalidRequest(message, param="inputs")
+    return [read_input(item, index, in_list, settings.max_input_characters) for index, item in enumerate(value)]
+
+
+def read_lines(lines: Iterator[tuple[int, bytes]], settings: Settings) -> Iterator[Input]:
+    """The inputs of an NDJSON request, as they come.
+
+    Raises:
+        InvalidRequest: a line is no JSON or no input, or there are too many.
+    """
+    for count, (number, line) in enumerate(lines, start=1):
+        if count > settings.max_stream_inputs:
+            limit = f"{settings.max_stream_inputs} inputs (MAX_STREAM_INPUTS)"
+            raise InvalidRequest(f"line {number} is one too many, the limit is {limit}", param="inputs")
+        yield read_input(parse_json(line, number), number, on_line, settings.max_input_characters)
+
+
+def read_input(value: Any, number: int, place: Place, most_characters: int) -> Input:
+    """One input: a text, or an object of a text and its id.
+
+    Raises:
+        InvalidRequest: anything else, an empty text, or one of more than `most_characters`.
+    """
+    if isinstance(value, str):
+        text, input_id, name = value, None, ""
+    else:
+        text, input_id = _read_object(value, number, place)
+        name = "text"
+    if not text:
+        raise _bad_input(place, number, name, "is empty")
+    if len(text) > most_characters:
+        limit = f"the limit is {most_characters} (MAX_INPUT_CHARACTERS)"
+        raise _bad_input(place, number, name, f"has {len(text)} characters, {limit}")
+    return Input(text, input_id)
+
+
+def _read_object(value: Any, number: int, place: Place) -> tuple[str, str | None]:
+    if not isinstance(value, dict):
+        raise _bad_input(place, number, "", f"must be a string or an object {{id, text}}, got {kind_of(value)}")
+    unknown = [key for key in value if key not in INPUT_KEYS]
+    if unknown:
+        raise _bad_input(place, number, "", f"has the {unknown_keys(unknown, INPUT_KEYS)}")
+    text, input_id = value.get("text"), value.get("id")
+    if not isinstance(text, str):
+        found = kind_of(text) if "text" in value else "none"
+        raise _bad_input(place, number, "text", f"must be a string, got {found}")
+    if input_id is not None and not (isinstance(input_id, str) and len(input_id) <= MOST_ID_CHARACTERS):
+        limit = f"a string of at most {MOST_ID_CHARACTERS} characters"
+        raise _bad_input(place, number, "id", f"must be {limit}, got {kind_of(input_id)}")
+    return text, input_id
+
+
+def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRequest:
+    param = in_list(number, field) if place is in_list else on_line(number, "")
+    return InvalidRequest(f"{place(number, field)} {problem}", param=param)
+
+
+# Answers --------------------------------------------------------------------------------------------------------------
+
+
+def job_record(job: Job, *, with_errors: bool = True) -> dict[str, Any]:
+    """A job as its client sees it. Times are Unix seconds; null is what is not known yet."""
+    record: dict[str, Any] = {
+        "id": job.id,
+        "object": "job",
+        "status": job.status.value,
+        "counts": asdict(job.counts),
+        "progress": job.progress,
+        "queue": job.queue,
+        "priority": job.lane.value,
+        "model": job.model,
+        "revision": job.revision,
+        "device": job.device,
+        "engine": job.engine,
+        "dtype": job.dtype,
+        "dimensions": job.dimensions if job.dimensions is not None else job.options.dimensions,
+        "normalize": job.options.normalize,
+        "prompt_name": job.options.prompt_name,
+        "truncate": job.options.truncate,
+        "tokens": job.tokens,
+        "truncated": job.truncated,
+        "metadata": job.metadata,
+        "ttl_seconds": job.ttl_seconds,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "expires_at": job.expires_at,
+    }
+    if with_errors:
+        record["errors"] = [asdict(error) for error in job.errors]
+    return record | {"links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"}}
+
+
+def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
+    """A page of jobs. Their errors are in each job's own record."""
+    return {
+        "object": "list",
+        "data": [job_record(job, with_errors=False) for job in jobs],
+        "first_id": jobs[0].id if jobs else None,
+        "last_id": jobs[-1].id if jobs else None,
+        "has_more": has_more,
+    }
+
+
+def queue_record(state: QueueState) -> dict[str, Any]:
+    """One queue, counted in inputs."""
+    return {
+        "name": state.name,
+        "object": "queue",
+        "waiting": state.waiting,
+        "running": state.running,
+        "suspects": state.suspects,
+        "oldest_seconds": state.oldest_seconds,
+        "workers": [worker_record(worker) for worker in state.workers],
+    }
+
+
+def worker_record(worker: Worker) -> dict[str, Any]:
+    return asdict(worker)

@@ -1,0 +1,145 @@
+"""Serve the API with gunicorn: one process, many threads, with limits against slow and oversized requests."""
+
+import logging
+import os
+import socket
+import sys
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask
+from gunicorn import util
+from gunicorn.app.base import BaseApplication
+from gunicorn.http import errors as http_errors
+from gunicorn.workers.gthread import ThreadWorker
+
+from api.app import create_app
+from api.errors import INVALID, SERVER, error_body
+from core.config import Settings
+from core.errors import InvalidSetting
+
+SHARED_MEMORY = "/dev/shm"
+
+
+def main() -> int:
+    """Serve until a signal says stop. Returns the exit code: 1 when the address cannot be used, 2 for a bad setting."""
+    try:
+        settings = Settings.from_env()
+    except InvalidSetting as error:
+        print(f"vector-api: {error.message}", file=sys.stderr)
+        return 2
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        print(f"vector-api: {_explain(error, settings)}", file=sys.stderr)
+        return 1
+    Server(settings, listener).run()
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket bound to the API's address.
+
+    Bound here and handed on: gunicorn itself tries for 5 s and then says little.
+    """
+    family = socket.getaddrinfo(settings.api_host, settings.api_port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((settings.api_host, settings.api_port), family=family, backlog=1024)
+
+
+def _explain(error: OSError, settings: Settings) -> str:
+    address = f"{settings.api_host}:{settings.api_port}"
+    if isinstance(error, socket.gaierror):
+        return f"API_HOST={settings.api_host} is no address of this machine ({error.strerror})"
+    advice = f"choose another port, as in API_PORT={settings.api_port % 65535 + 1}, or another API_HOST"
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    return f"cannot listen at {address} ({reason}); {advice}"
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn with our configuration instead of its command line."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._listener = listener.detach()
+        super().__init__()
+
+    def load_config(self) -> None:
+        for name, value in configuration(self._settings, self._listener).items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """The application, made in the process that serves it: no connection is shared across the fork."""
+        logging.basicConfig(level=self._settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        return create_app(self._settings)
+
+
+def configuration(settings: Settings, listener: int) -> dict[str, Any]:
+    """gunicorn's settings."""
+    return {
+        "bind": f"fd://{listener}",
+        "workers": 1,
+        "worker_class": JsonErrorWorker,
+        "threads": settings.api_threads,
+        "worker_connections": 1000 + settings.api_threads,
+        "backlog": 1024,
+        "keepalive": 75,  # longer than most proxies and clients keep an idle connection, so that they close it first
+        "graceful_timeout": 30,
+        "timeout": 60,
+        "limit_request_line": 8190,
+        "limit_request_fields": 64,
+        "limit_request_field_size": 8190,
+        "worker_tmp_dir": SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None,
+        "control_socket_disable": True,
+        "proc_name": "vector-api",
+        "loglevel": settings.log_level.lower(),
+        "accesslog": None,
+        "pre_request": _let_body_close,
+        "post_worker_init": _end_waits_with,
+    }
+
+
+def _let_body_close(_worker: Any, request: Any) -> None:
+    """Let the application end a connection whose body it will not read to the end. gunicorn drops a `Connection` header."""
+    request.body.force_close = request.force_close
+
+
+def _end_waits_with(worker: Any) -> None:
+    """Requests that wait for their job give up when the process is asked to stop."""
+    worker.wsgi.extensions["services"].ended.stopping = lambda: not worker.alive
+
+
+class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
+    """Answers a request that is no HTTP, or over the limits of its head, in the service's one error shape.
+
+    Such a request never reaches the application; gunicorn would answer with a page of HTML.
+    """
+
+    def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
+        status, reason, code = _unreadable(exc)
+        if status < 500:
+            self.log.warning("a request from %s was not read: %s", addr[0] if addr else "a local client", exc)
+            body = error_body(f"the request cannot be read: {reason}", INVALID, None, code)
+        else:
+            self.log.exception("a request failed outside of the application")
+            body = error_body("an error of the service itself", SERVER, None, code)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        try:
+            util.write_nonblock(client, head.encode() + body)
+        except OSError as error:
+            self.log.debug("the client has gone: %s", error)
+
+
+def _unreadable(error: Exception) -> tuple[int, str, str]:
+    """Status, reason and code of what gunicorn could not read. The reason shows nothing of the request."""
+    match error:
+        case http_errors.LimitRequestLine():
+            return 414, "its first line (path and query) is limited to 8190 bytes", "uri_too_long"
+        case http_errors.LimitRequestHeaders():
+            return 431, "it is limited to 64 header fields of 8190 bytes", "request_header_fields_too_large"
+        case http_errors.UnsupportedTransferCoding():
+            return 501, "its transfer coding is not supported", "not_implemented"
+        case http_errors.ParseException():
+            return 400, "it is not valid HTTP", "bad_request"
+        case _:
+            return 500, "", "internal_error"

@@ -1,0 +1,31 @@
+"""What the views of one process share, and whose request it is."""
+
+from dataclasses import dataclass
+from typing import cast
+
+from flask import Request, current_app
+
+from api.ended_jobs import EndedJobs
+from api.live_workers import LiveWorkers
+from api.wakes import Wakes
+from core.config import Settings
+from core.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    ledger: Ledger
+    workers: LiveWorkers
+    wakes: Wakes
+    ended: EndedJobs
+
+
+def services() -> Services:
+    """The services of the application that answers the current request."""
+    return cast(Services, current_app.extensions["services"])
+
+
+def tenant_of(_request: Request) -> str:
+    """Who sent the request; each tenant sees its own jobs only."""
+    return "default"

@@ -1,0 +1,194 @@
+"""Take a new job: read the request, stage its inputs in the ledger, submit.
+
+Only a submitted job exists; whatever goes wrong before leaves nothing behind. Once `submit` was called its outcome may be
+unknown (a timeout), and from then on nothing may be taken back: the job may have been accepted.
+"""
+
+import hashlib
+import logging
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from api.bodies import Body, lines
+from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
+from api.services import Services
+from core.config import Settings
+from core.errors import InvalidRequest, LedgerUnavailable
+from core.jobs import Lane
+from core.ledger import Ledger, NewJob, Worker, require_same_body
+from core.routing import choose_queue
+from core.sharding import Input, Shard, cut
+
+log = logging.getLogger(__name__)
+
+GROUP_CHARACTERS = 1_048_576
+GROUP_SHARDS = 32
+"""How much is sent to Redis at once while a job is staged."""
+
+CHARACTER_BYTES = 12
+"""Most bytes of one character in JSON: `\\ud83d\\ude00`."""
+
+PRINTABLE = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    job_id: str
+    replayed: bool = False
+    """The request repeats an earlier one, whose job this is."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A new job that is on its way in."""
+
+    services: Services
+    tenant: str
+    body: Body
+    idempotency_key: str | None
+
+    def take_json(self) -> Accepted:
+        """Accept the job of a JSON body.
+
+        Raises:
+            InvalidRequest: or a kind of it, for what the client did wrong.
+            BacklogFull: too many inputs would wait.
+            LedgerUnavailable: Redis went away; whether the job was accepted may be unknown.
+        """
+        settings = self.services.settings
+        if repeated := self._find_repeated():
+            return repeated
+        values = read_body(self.body.read())
+        given = values.pop("inputs", MISSING)
+        request = read_options(values, settings)
+        return self._accept(request, read_inputs(given, settings))
+
+    def take_ndjson(self, options: dict[str, Any]) -> Accepted:
+        """Accept the job of an NDJSON body, which is staged as it comes and never held. Raises what `take_json` raises."""
+        settings = self.services.settings
+        request = read_options(options, settings)
+        if repeated := self._find_repeated():
+            return repeated
+        self._require_room()
+        found = lines(self.body, limit_bytes=CHARACTER_BYTES * (settings.max_input_characters + MOST_ID_CHARACTERS) + 1024)
+        return self._accept(request, read_lines(found, settings))
+
+    def _find_repeated(self) -> Accepted | None:
+        """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
+        ledger = self.services.ledger
+        found = self.idempotency_key and ledger.find_repeated(self.tenant, _digest(self.idempotency_key))
+        if not found:
+            return None
+        job_id, digest = found
+        self.body.exhaust()
+        require_same_body(digest, self.body.digest())
+        return Accepted(job_id, replayed=True)
+
+    def _require_room(self) -> None:
+        limit = self.services.settings.max_waiting_inputs
+        waiting = self.services.ledger.waiting_inputs()
+        if waiting >= limit:
+            raise self.services.ledger.backlog_full(waiting, 0, limit)
+
+    def _accept(self, request: JobRequest, inputs: Iterable[Input]) -> Accepted:
+        services, settings = self.services, self.services.settings
+        require_known(request, services.workers.get())
+        job_id = f"job_{uuid.uuid4().hex}"
+        total, shards = stage(services.ledger, job_id, inputs, settings)
+        live = services.workers.queues()
+        job = NewJob(
+            id=job_id,
+            tenant=self.tenant,
+            queue=choose_queue(request.queue, job_id=job_id, live_queues=live, gpu_share=settings.gpu_share),
+            lane=Lane(request.priority),
+            model=settings.model_name,
+            options=request.job_options,
+            metadata=request.metadata or {},
+            ttl_seconds=request.ttl_seconds or settings.result_ttl_seconds,
+            inputs=total,
+            shards=shards,
+            idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
+            body_digest=self.body.digest() if self.idempotency_key else "",
+        )
+        accepted_id, wake = services.ledger.submit(job, max_waiting_inputs=settings.max_waiting_inputs)
+        if wake:
+            services.wakes.send(job.queue)
+        return Accepted(accepted_id, replayed=accepted_id != job_id)
+
+
+def read_idempotency_key(sent: str | None) -> str | None:
+    """The header's value.
+
+    Raises:
+        InvalidRequest: empty, too long, or not printable ASCII.
+    """
+    if sent is None or PRINTABLE.fullmatch(sent):
+        return sent
+    message = f"Idempotency-Key must have 1 to 255 printable ASCII characters, got {len(sent)} characters"
+    raise InvalidRequest(message, param="Idempotency-Key")
+
+
+def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
+    """Refuse what no live worker can do. While none is known the job is accepted, and a worker judges it.
+
+    Raises:
+        InvalidRequest: more dimensions than the model has, or a prompt it does not know.
+    """
+    ready = [worker for worker in workers if worker.dimensions > 0]
+    if not ready:
+        return
+    most = max(worker.dimensions for worker in ready)
+    if request.dimensions is not None and request.dimensions > most:
+        raise InvalidRequest(f"dimensions must be at most {most}, the model's own, got {request.dimensions}", param="dimensions")
+    prompts = sorted({name for worker in ready for name in worker.prompts})
+    if request.prompt_name is not None and request.prompt_name not in prompts:
+        known = f"known are {', '.join(prompts)}" if prompts else "the model has none"
+        raise InvalidRequest(f"unknown prompt_name {shown(request.prompt_name)}; {known}", param="prompt_name")
+
+
+def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settings) -> tuple[int, int]:
+    """Store the inputs as shards, a few at a time. Returns how many inputs and shards they are.
+
+    Raises:
+        InvalidRequest: there is no input; or whatever `inputs` raises. Nothing stays in the ledger then.
+    """
+    total = count = 0
+    try:
+        for group in _groups(cut(inputs, max_inputs=settings.shard_inputs, max_characters=settings.shard_characters)):
+            ledger.stage(job_id, group)
+            total, count = group[-1].span.end, count + len(group)
+    except LedgerUnavailable:
+        raise  # what was staged expires by itself; trying to remove it would only cost another timeout
+    except BaseException:
+        if count:
+            _unstage(ledger, job_id)
+        raise
+    if not total:
+        raise InvalidRequest("the body has no inputs, at least one is needed", param="inputs")
+    return total, count
+
+
+def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
+    group, characters = list[Shard](), 0
+    for shard in shards:
+        group.append(shard)
+        characters += sum(len(item.text) for item in shard.inputs)
+        if len(group) == GROUP_SHARDS or characters >= GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _unstage(ledger: Ledger, job_id: str) -> None:
+    try:
+        ledger.unstage(job_id)
+    except LedgerUnavailable as error:
+        log.warning("what was staged of %s stays until it expires: %s", job_id, error)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

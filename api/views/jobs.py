@@ -1,0 +1,97 @@
+"""Create, see, list and end jobs."""
+
+from flask import Blueprint, Response, request
+from werkzeug.exceptions import UnsupportedMediaType
+
+from api.answers import JSON, json_answer, streamed
+from api.bodies import Body, refusing
+from api.queries import Query
+from api.results import read_parts, started, write_job
+from api.schemas import OPTIONS, job_list, job_record
+from api.services import services, tenant_of
+from api.submission import Accepted, Submission, read_idempotency_key
+from core.jobs import Job, JobStatus
+
+views = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
+
+NDJSON = "application/x-ndjson"
+MOST_LISTED = 100
+
+
+@views.post("")
+def create() -> Response:
+    with refusing(request):
+        _require_known_type()
+        from_stream = request.mimetype == NDJSON
+        query = Query(request.args, ("wait", *OPTIONS) if from_stream else ("wait",))
+        wait_seconds = query.wait_seconds()
+        submission = _submission(query, from_stream)
+        accepted = submission.take_ndjson(query.options()) if from_stream else submission.take_json()
+    return _answer_accepted(accepted, wait_seconds)
+
+
+def _require_known_type() -> None:
+    if request.mimetype not in (JSON, NDJSON):
+        sent = f"got {request.mimetype[:64]!r}" if request.mimetype else "got none"
+        raise UnsupportedMediaType(f"Content-Type must be {JSON} or {NDJSON}, {sent}")
+    if request.content_encoding not in (None, "", "identity"):
+        raise UnsupportedMediaType(f"Content-Encoding must be left out, got {request.content_encoding[:32]!r}")
+
+
+def _submission(query: Query, from_stream: bool) -> Submission:
+    settings = services().settings
+    limit, setting = (
+        (settings.max_stream_bytes, "MAX_STREAM_BYTES") if from_stream else (settings.max_body_bytes, "MAX_BODY_BYTES")
+    )
+    head = request.mimetype.encode() + b"\n" + query.canonical()
+    body = Body(request, limit_bytes=limit, setting=setting, digest_head=head)
+    return Submission(services(), tenant_of(request), body, read_idempotency_key(request.headers.get("Idempotency-Key")))
+
+
+def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
+    services().ended.wait(accepted.job_id, wait_seconds)
+    job = services().ledger.get(accepted.job_id, tenant_of(request))
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    if accepted.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if wait_seconds and job.status.ended:
+        return _answer_with_vectors(job, headers)
+    return json_answer(job_record(job), 202, headers | {"Retry-After": "1"})
+
+
+def _answer_with_vectors(job: Job, headers: dict[str, str]) -> Response:
+    ledger = services().ledger
+    parts = read_parts(ledger, job.id, ledger.finished(job.id), 0, job.counts.total)
+    return streamed(write_job(job, started(parts)), JSON, headers)
+
+
+@views.get("")
+def list_jobs() -> Response:
+    query = Query(request.args, ("status", "limit", "after"))
+    status = query.one_of("status", [status.value for status in JobStatus])
+    limit = query.whole("limit", 20, minimum=1, maximum=MOST_LISTED)
+    found = services().ledger.jobs(
+        tenant_of(request), after=query.text("after"), limit=limit, status=JobStatus(status) if status else None
+    )
+    return json_answer(job_list(*found))
+
+
+@views.get("/<job_id>")
+def show(job_id: str) -> Response:
+    wait_seconds = Query(request.args, ("wait",)).wait_seconds()
+    tenant = tenant_of(request)
+    job = services().ledger.get(job_id, tenant)
+    if wait_seconds and not job.status.ended:
+        services().ended.wait(job_id, wait_seconds)
+        job = services().ledger.get(job_id, tenant)
+    return json_answer(job_record(job), headers={} if job.status.ended else {"Retry-After": "1"})
+
+
+@views.delete("/<job_id>")
+def remove(job_id: str) -> Response:
+    """Cancel a live job, delete an ended one."""
+    Query(request.args, ())
+    tenant = tenant_of(request)
+    if services().ledger.remove(job_id, tenant) == "deleted":
+        return json_answer({"id": job_id, "object": "job", "deleted": True})
+    return json_answer(job_record(services().ledger.get(job_id, tenant)))

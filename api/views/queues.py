@@ -1,0 +1,26 @@
+"""What waits, what runs, and who works."""
+
+from flask import Blueprint, Response, request
+
+from api.answers import json_answer
+from api.queries import Query
+from api.schemas import queue_record
+from api.services import services
+from core.routing import QUEUES
+
+views = Blueprint("queues", __name__)
+
+
+@views.get("/v1/queues")
+def list_queues() -> Response:
+    Query(request.args, ())
+    found = services()
+    states = found.ledger.queue_states(QUEUES)
+    totals = {
+        "waiting": sum(sum(state.waiting.values()) for state in states),
+        "max_waiting": found.settings.max_waiting_inputs,
+        "running": sum(state.running for state in states),
+        "workers": len({worker.name for state in states for worker in state.workers}),
+        "counters": found.ledger.counters(),
+    }
+    return json_answer({"object": "list", "data": [queue_record(state) for state in states], "totals": totals})

@@ -1,0 +1,163 @@
+"""How many jobs per second the ledger takes, and how many inputs it hands out and takes back.
+
+    python -m bench.ledger [--seconds 3]
+
+Clients submit jobs of one short text; then one worker with an engine that costs nothing claims and commits, first those jobs,
+then jobs of full shards. The server is our own, on a Unix socket, with its data on this machine's disk.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import redis
+
+from core.blocks import ResultBlock
+from core.jobs import JobOptions, Lane
+from core.ledger import ClaimedShard, Committed, Ledger, NewJob, connect
+from core.sharding import Input, cut
+from launcher.redis_server import RedisServer
+
+TEXT = "What a worker embeds here is a sentence of an ordinary length, about ninety characters long."
+DIMENSIONS = 384
+CLAIM_BYTES = 262_144
+SHARD_INPUTS = 256
+THREADS = 8
+
+
+@dataclass(frozen=True)
+class Submitted:
+    jobs: int
+    seconds: float
+    latencies: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        return self.jobs / self.seconds
+
+    def milliseconds(self, percent: int) -> float:
+        return statistics.quantiles(self.latencies, n=100)[percent - 1] * 1000
+
+
+def submit(ledger: Ledger, texts: Iterable[str]) -> None:
+    """One job, as the API does it."""
+    shards = list(cut((Input(text) for text in texts), max_inputs=SHARD_INPUTS, max_characters=2**20))
+    job_id = uuid.uuid4().hex
+    ledger.stage(job_id, shards)
+    inputs = sum(shard.span.count for shard in shards)
+    job = NewJob(job_id, "bench", "cpu", Lane.BULK, "fake", JobOptions(), {}, 600, inputs, len(shards))
+    ledger.submit(job, max_waiting_inputs=10**9)
+
+
+def submit_for(ledger: Ledger, seconds: float, threads: int) -> Submitted:
+    """Jobs of one text from so many clients at once, each on a connection of its own."""
+    start, stop = threading.Barrier(threads + 1), threading.Event()
+
+    def client() -> list[float]:
+        found = []
+        start.wait()
+        while not stop.is_set():
+            started = time.perf_counter()
+            submit(ledger, [TEXT])
+            found.append(time.perf_counter() - started)
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        clients = [pool.submit(client) for _ in range(threads)]
+        start.wait()
+        started = time.perf_counter()
+        time.sleep(seconds)
+        stop.set()
+        latencies = [latency for done in clients for latency in done.result()]
+        return Submitted(len(latencies), time.perf_counter() - started, tuple(latencies))
+
+
+def drain_for(ledger: Ledger, seconds: float) -> float:
+    """Inputs per second that one worker claims and commits, until nothing waits or the time is over."""
+    inputs, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        claim = ledger.claim("cpu", "bench", lease_seconds=60, max_bytes=CLAIM_BYTES)
+        if not claim.shards:
+            break
+        finished = [Committed(shard, _result(shard)) for shard in claim.shards]
+        assert all(ledger.commit("cpu", finished, device="cpu", engine="fake", dtype="float32", revision=""))
+        inputs += sum(shard.span.count for shard in claim.shards)
+    return inputs / (time.perf_counter() - started)
+
+
+def _result(shard: ClaimedShard) -> ResultBlock:
+    count = shard.span.count
+    return ResultBlock(dimensions=DIMENSIONS, vectors=bytes(4 * DIMENSIONS * count), tokens=(20,) * count)
+
+
+def measure(folder: Path, fsync: str, seconds: float) -> dict[str, str]:
+    """One row of the table."""
+    server = RedisServer(folder / fsync, {"appendfsync": fsync})
+    with server, connect(server.url, timeout_seconds=30, retries=0) as client:
+        ledger = Ledger(client, "bench:")
+        one, many = (submit_for(ledger, seconds, threads) for threads in (1, THREADS))
+        small = drain_for(ledger, 2 * seconds)
+        client.flushall()
+        for _ in range(50):
+            submit(ledger, [TEXT] * 4 * SHARD_INPUTS)
+        large = drain_for(ledger, 2 * seconds)
+    return {
+        "appendfsync": fsync,
+        "jobs/s, 1 client": f"{one.rate:,.0f}",
+        "p50 / p99 ms": f"{one.milliseconds(50):.2f} / {one.milliseconds(99):.2f}",
+        f"jobs/s, {THREADS} clients": f"{many.rate:,.0f}",
+        "p50 / p99 ms ": f"{many.milliseconds(50):.2f} / {many.milliseconds(99):.2f}",
+        "drained inputs/s, shards of 1": f"{small:,.0f}",
+        f"drained inputs/s, shards of {SHARD_INPUTS}": f"{large:,.0f}",
+        "ratio": f"{large / small:.0f}",
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def server_version(folder: Path) -> str:
+    server = RedisServer(folder / "version")
+    with server, connect(server.url, timeout_seconds=5, retries=0) as client:
+        found = client.info("server")
+    return f"{found.get('server_name', 'redis')} {found.get('valkey_version', found['redis_version'])}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.ledger", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long clients submit; draining takes up to twice as long")
+    seconds = parser.parse_args().seconds
+    with tempfile.TemporaryDirectory(prefix="vector-api-bench-") as name:
+        folder = Path(name)
+        load = os.getloadavg()[0]
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {os.cpu_count()} CPUs, load before {load:.1f}")
+        print(f"Python {platform.python_version()}, redis-py {redis.__version__}, {server_version(folder)}")
+        print(f"jobs of one text of {len(TEXT)} characters; vectors of {DIMENSIONS} float32; claims of {CLAIM_BYTES:,} bytes")
+        print()
+        rows = [measure(folder, fsync, seconds) for fsync in ("always", "everysec")]
+    widths = {head: max(len(head.strip()), *(len(row[head]) for row in rows)) for head in rows[0]}
+    for cells in ({head: head.strip() for head in widths}, {head: "-" * width for head, width in widths.items()}, *rows):
+        print("| " + " | ".join(cells[head].rjust(width) for head, width in widths.items()) + " |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

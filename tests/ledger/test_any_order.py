@@ -1,0 +1,375 @@
+"""Everything that can happen to the ledger, in any order, against a small model of who holds what.
+
+The model knows each job's inputs, the holder of each shard, and who is at work. After every step the ledger must agree with it,
+and must not contradict itself; in the end a few workers that follow the rules must bring every job to its end, told by
+nothing but the messages that the ledger asks for.
+"""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import TypeVar
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from core.jobs import Job, JobStatus, Lane
+from core.ledger import Claim, ClaimedShard, connect
+from core.recovery import Step, next_step
+from tests.ledger.scenario import PERMANENT, QUEUES, Scenario
+
+QUICK = settings(
+    max_examples=20,
+    stateful_step_count=50,
+    deadline=None,  # the machine may be busy
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
+)
+
+WORKERS = ("w1", "w2", "w3")
+TENANTS = ("alice", "bob")
+MAX_ATTEMPTS = 3
+
+queues, workers, picks = st.sampled_from(QUEUES), st.sampled_from(WORKERS), st.integers(0, 99)
+
+Name = tuple[str, str]
+"""Job and span of a shard."""
+Held = tuple[str, str, ClaimedShard]
+"""A worker, a queue, and a shard that the worker took from it."""
+T = TypeVar("T")
+
+
+def chosen(things: Sequence[T], pick: int) -> T:
+    return things[pick % len(things)]
+
+
+def name_of(shard: ClaimedShard) -> Name:
+    return shard.job_id, str(shard.span)
+
+
+class AnyOrder(RuleBasedStateMachine):
+    client: redis.Redis
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushdb()
+        self.at = Scenario(self.client)
+        self.submitted = 0
+        self.tenants: dict[str, str] = {}
+        self.totals: dict[str, int] = {}
+        self.committed: dict[str, int] = {}
+        self.ended: dict[str, Job] = {}
+        self.beliefs: list[Held] = []
+        """What workers believe to hold; one that was stopped for a while is wrong."""
+        self.holders: dict[Name, tuple[str, int]] = {}
+        """Who holds a shard in truth, and at which attempt."""
+        self.expired: dict[str, set[Name]] = {queue: set() for queue in QUEUES}
+        self.busy: dict[str, set[str]] = {queue: set() for queue in QUEUES}
+        for worker in WORKERS:
+            self.at.report(worker, QUEUES)
+
+    # Clients ----------------------------------------------------------------------------------------------------------
+
+    @rule(
+        queue=queues,
+        lane=st.sampled_from(Lane),
+        tenant=st.sampled_from(TENANTS),
+        counts=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+        repeated=st.booleans(),
+    )
+    def submit(self, queue: str, lane: Lane, tenant: str, counts: list[int], repeated: bool) -> None:
+        job_id = f"job{self.submitted}"
+        self.submitted += 1
+        fields = {"queue": queue, "lane": lane, "tenant": tenant, "idempotency_key": f"k{self.submitted}", "body_digest": "d"}
+        for _ in range(1 + repeated):
+            accepted, wake = self.at.submit(job_id, counts, **fields)
+            assert accepted == job_id
+            self.message_if(wake, queue)
+        self.tenants[job_id] = tenant
+        self.totals[job_id] = sum(counts)
+        self.committed[job_id] = 0
+
+    @rule(count=st.integers(1, 3))
+    def stage_only(self, count: int) -> None:
+        self.at.stage("abandoned", [count])
+
+    @precondition(lambda self: self.tenants)
+    @rule(pick=picks)
+    def cancel_or_delete(self, pick: int) -> None:
+        job_id = chosen(list(self.tenants), pick)
+        ended = job_id in self.ended
+        assert self.at.ledger.remove(job_id, self.tenants[job_id]) == ("deleted" if ended else "cancelled")
+        for name in [name for name in self.holders if name[0] == job_id]:
+            self.let_go(name)
+        if ended:
+            self.forget(job_id)
+
+    @precondition(lambda self: self.ended)
+    @rule(pick=picks)
+    def expire_result(self, pick: int) -> None:
+        job_id = chosen(list(self.ended), pick)
+        self.at.expire_job(job_id)
+        self.at.ledger.jobs(self.tenants[job_id])  # it leaves the indexes with the next look at them
+        self.forget(job_id)
+
+    def forget(self, job_id: str) -> None:
+        assert self.at.ledger.status(job_id) is None
+        for known in (self.tenants, self.totals, self.committed, self.ended):
+            del known[job_id]
+
+    # Workers ----------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.queues_with_work())
+    @rule(worker=workers, pick=picks, max_bytes=st.sampled_from([1, 60, 120, 10**9]), interactive_only=st.integers(0, 3))
+    def claim(self, worker: str, pick: int, max_bytes: int, interactive_only: int) -> None:
+        queue = chosen(self.queues_with_work(), pick)
+        self.hand_out(worker, queue, max_bytes, interactive_only=interactive_only == 1)
+
+    @rule(worker=workers, queue=queues)
+    def claim_at_random(self, worker: str, queue: str) -> None:
+        self.hand_out(worker, queue, 10**9, interactive_only=False)
+
+    def queues_with_work(self) -> list[str]:
+        return [queue for queue in QUEUES if self.expired[queue] or any(self.at.waiting(queue, lane) for lane in Lane)]
+
+    def hand_out(self, worker: str, queue: str, max_bytes: int, *, interactive_only: bool) -> Claim:
+        claim = self.at.claim(worker, queue, max_bytes=max_bytes, interactive_only=interactive_only)
+        for name in set(self.expired[queue]):
+            self.let_go(name)
+        for shard in claim.shards:
+            name = name_of(shard)
+            assert name not in self.holders, "a shard was handed out twice"
+            assert claim.alone or shard.attempt == 1
+            self.holders[name] = (worker, shard.attempt)
+            self.beliefs.append((worker, queue, shard))
+        assert not claim.alone or (len(claim.shards) == 1 and not interactive_only)
+        if claim.shards:
+            self.busy[queue].add(worker)
+        elif not interactive_only:
+            self.busy[queue].discard(worker)
+        self.message_if(claim.wake, queue)
+        return claim
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks, more=st.integers(0, 5), failed=st.booleans(), repeated=st.booleans())
+    def commit(self, pick: int, more: int, failed: bool, repeated: bool) -> None:
+        worker, queue, shards = self.take(pick, more)
+        stored = [self.holds(worker, shard) for shard in shards]
+        assert self.at.commit(*shards, queue=queue, failed=[0] if failed else []) == stored
+        if repeated:
+            assert self.at.commit(*shards, queue=queue) == [False] * len(shards)
+        for shard, mine in zip(shards, stored, strict=True):
+            if mine:
+                self.let_go(name_of(shard))
+                self.committed[shard.job_id] += shard.span.count
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks)
+    def extend(self, pick: int) -> None:
+        worker, queue, _ = chosen(self.beliefs, pick)
+        shards = [shard for owner, at, shard in self.beliefs if (owner, at) == (worker, queue)]
+        held = [self.holds(worker, shard) for shard in shards]
+        assert self.at.extend(*shards, worker=worker, queue=queue) == held
+        for shard, mine in zip(shards, held, strict=True):
+            if mine:
+                self.expired[queue].discard(name_of(shard))
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks, more=st.integers(0, 5), repeated=st.booleans())
+    def release(self, pick: int, more: int, repeated: bool) -> None:
+        worker, queue, shards = self.take(pick, more)
+        for _ in range(1 + repeated):
+            self.message_if(self.at.release(*shards, worker=worker, queue=queue), queue)
+        self.busy[queue].discard(worker)
+        for shard in shards:
+            if self.holds(worker, shard):
+                self.let_go(name_of(shard))
+
+    @rule(worker=workers, queue=queues)
+    def end_drain(self, worker: str, queue: str) -> None:
+        self.message_if(self.at.release(worker=worker, queue=queue), queue)
+        self.busy[queue].discard(worker)
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks)
+    def divide(self, pick: int) -> None:
+        worker, queue, (shard,) = self.take(pick, 0)
+        mine = self.holds(worker, shard)
+        assert self.at.ledger.divide(queue, shard) == mine
+        assert not self.at.ledger.divide(queue, shard)
+        if mine:
+            self.let_go(name_of(shard))
+
+    @rule(worker=workers)
+    def die(self, worker: str) -> None:
+        """Its leases go on until they run out; what it was doing is forgotten."""
+        self.beliefs = [held for held in self.beliefs if held[0] != worker]
+
+    def take(self, pick: int, more: int) -> tuple[str, str, list[ClaimedShard]]:
+        """A shard that some worker believes to hold, and up to `more` others of that worker and queue. It lets go of them."""
+        worker, queue, first = chosen(self.beliefs, pick)
+        others = [held for held in self.beliefs if held[:2] == (worker, queue) and held[2] is not first]
+        taken = [first, *(held[2] for held in others[:more])]
+        self.beliefs = [held for held in self.beliefs if not any(held[2] is shard for shard in taken)]
+        return worker, queue, taken
+
+    def holds(self, worker: str, shard: ClaimedShard) -> bool:
+        return self.holders.get(name_of(shard)) == (worker, shard.attempt)
+
+    def let_go(self, name: Name) -> None:
+        self.holders.pop(name, None)
+        for queue in QUEUES:
+            self.expired[queue].discard(name)
+
+    # Time and messages --------------------------------------------------------------------------------------------------
+
+    @rule(queue=queues)
+    def time_passes(self, queue: str) -> None:
+        """No worker renewed for a lease's time."""
+        self.at.expire_leases(queue)
+        self.expired[queue] = {tuple(member.split("/")) for member in self.at.strings("leases", queue)}  # type: ignore[misc]
+        self.busy[queue].clear()
+
+    @rule(queue=queues)
+    def timer(self, queue: str) -> None:
+        """A second after the last message: one goes out exactly if work waits, a worker is idle and none is on its way."""
+        self.at.forget_message(queue)
+        wanted = queue in self.queues_with_work() and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
+        assert self.at.ledger.wants_wake(queue) == wanted
+        self.message_if(wanted, queue)
+
+    @rule(queue=queues)
+    def message_is_lost(self, queue: str) -> None:
+        self.client.delete(self.at.key("celery", queue))
+
+    @rule(queue=queues, worker=workers)
+    def message_arrives(self, queue: str, worker: str) -> None:
+        if self.client.rpop(self.at.key("celery", queue)):
+            self.hand_out(worker, queue, 10**9, interactive_only=False)
+
+    def message_if(self, wanted: bool, queue: str) -> None:
+        if wanted:
+            self.client.lpush(self.at.key("celery", queue), "embed_pending")
+
+    def messages(self, queue: str) -> int:
+        return self.client.llen(self.at.key("celery", queue))  # type: ignore[return-value]
+
+    # What holds at any time ---------------------------------------------------------------------------------------------
+
+    @invariant()
+    def keys_are_consistent(self) -> None:
+        self.at.assert_consistent()
+
+    @invariant()
+    def messages_do_not_pile_up(self) -> None:
+        assert all(self.messages(queue) <= 1 for queue in QUEUES)
+
+    @invariant()
+    def jobs_are_as_the_model_says(self) -> None:
+        for job_id, tenant in self.tenants.items():
+            job = self.at.job(job_id, tenant)
+            if job_id in self.ended:
+                assert job == self.ended[job_id], "an ended job has changed"
+                continue
+            assert job.counts.total == self.totals[job_id]
+            assert job.counts.done + job.counts.failed == self.committed[job_id]
+            if job.status.ended:
+                self.ended[job_id] = job
+
+    # And in the end -----------------------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        self.beliefs.clear()
+        for queue in QUEUES:
+            self.message_is_lost(queue)
+            self.time_passes(queue)
+            for _ in range(1000):
+                self.timer(queue)
+                if not self.messages(queue):
+                    break
+                while self.messages(queue):
+                    self.client.rpop(self.at.key("celery", queue))
+                    self.drain(queue, "w1")
+            self.jobs_are_as_the_model_says()
+        self.at.assert_consistent()
+        for job_id, tenant in dict(self.tenants).items():
+            job = self.at.job(job_id, tenant)
+            assert job.status.ended, "work waits and nobody is told of it"
+            numbers = self.at.vectors(job_id)
+            assert len(numbers) == len(set(numbers)) == job.counts.done + job.counts.failed
+            if job.status is not JobStatus.CANCELLED:
+                assert numbers == list(range(self.totals[job_id]))
+            assert self.at.ledger.remove(job_id, tenant) == "deleted"
+        self.at.ledger.unstage("abandoned")
+        for worker in WORKERS:
+            self.at.ledger.retire(worker, QUEUES)
+        for queue in QUEUES:
+            self.at.forget_message(queue)
+        assert self.at.all_keys() <= PERMANENT
+
+    def drain(self, queue: str, worker: str) -> None:
+        """One task of a worker that follows the rules."""
+        for _ in range(5):
+            claim = self.hand_out(worker, queue, 60, interactive_only=False)
+            if not claim.shards:
+                return
+            if next_step(claim.shards[0].attempt, claim.shards[0].span.count, MAX_ATTEMPTS) is Step.DIVIDE:
+                self.divide(0)
+            else:
+                self.commit(0, 99, failed=False, repeated=False)
+        self.end_drain(worker, queue)
+
+
+def walk(machine: AnyOrder, random: Random, steps: int) -> None:
+    """Random steps in the proportions of a busy day: hypothesis finds short surprises, this goes far."""
+    for _ in range(steps):
+        worker, queue, pick, coin = random.choice(WORKERS), random.choice(QUEUES), random.randrange(99), random.random() < 0.2
+        work, beliefs = machine.queues_with_work(), machine.beliefs
+        move = random.choices(range(10), [10, 24, 30, 4, 5, 4, 8, 3, 6, 6])[0]
+        if move == 0 and len(machine.tenants) < 12:
+            counts = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
+            machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin)
+        elif move == 1 and work:
+            machine.claim(worker, pick, random.choice([1, 60, 120, 10**9]), random.randrange(4))
+        elif move == 2 and beliefs:
+            machine.commit(pick, random.randrange(6), coin, random.random() < 0.2)
+        elif move == 3 and beliefs:
+            machine.release(pick, random.randrange(6), coin)
+        elif move == 4 and beliefs:
+            machine.extend(pick)
+        elif move == 5 and beliefs:
+            machine.divide(pick)
+        elif move == 6:
+            machine.timer(queue)
+            machine.message_arrives(queue, worker)
+        elif move == 7:
+            random.choice([machine.time_passes, machine.message_is_lost])(queue)
+        elif move == 8 and machine.tenants and (coin or machine.ended):
+            machine.cancel_or_delete(pick)
+        elif move == 9:
+            random.choice([machine.end_drain, machine.claim_at_random, lambda who, _: machine.die(who)])(worker, queue)
+        machine.keys_are_consistent()
+        machine.messages_do_not_pile_up()
+        machine.jobs_are_as_the_model_says()
+
+
+@pytest.fixture
+def machine_type(redis_url: str) -> Iterator[type[AnyOrder]]:
+    with connect(redis_url, timeout_seconds=5, retries=0) as client:
+        yield type("AnyOrderHere", (AnyOrder,), {"client": client})
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_or_doubled_in_any_order(machine_type: type[AnyOrder]) -> None:
+    run_state_machine_as_test(machine_type, settings=QUICK)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_lost_or_doubled_on_a_long_walk(machine_type: type[AnyOrder], seed: int) -> None:
+    machine = machine_type()
+    walk(machine, Random(seed), steps=300)
+    machine.teardown()

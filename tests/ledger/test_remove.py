@@ -1,0 +1,123 @@
+"""Cancelling and deleting, at any moment of a job's life."""
+
+import pytest
+
+from core.errors import JobNotFound
+from core.jobs import Counts, JobStatus
+from tests.ledger.scenario import PERMANENT, PREFIX, Scenario, bytes_of
+
+
+def test_waiting_job_is_cancelled(at: Scenario) -> None:
+    at.submit("job", (2, 3))
+    assert at.ledger.remove("job", "alice") == "cancelled"
+    job = at.job()
+    assert (job.status, job.counts, job.started_at) == (JobStatus.CANCELLED, Counts(5), None)
+    assert job.expires_at is not None
+    assert (at.waiting(), at.claim().shards) == (0, ())
+
+
+def test_job_is_cancelled_while_all_its_shards_are_being_embedded(at: Scenario) -> None:
+    at.submit("job", (2, 2))
+    shards = at.claim().shards
+    assert at.ledger.remove("job", "alice") == "cancelled"
+    assert at.extend(*shards) == [False, False]
+    assert at.commit(*shards) == [False, False]
+    assert at.job().status is JobStatus.CANCELLED
+    assert at.ledger.queue_states(["cpu"])[0].running == 0
+
+
+def test_finished_parts_of_a_cancelled_job_stay_readable(at: Scenario) -> None:
+    at.submit("job", (2, 2, 2, 2))
+    for _ in range(2):
+        at.commit(at.claim_one(), failed=[1])
+    at.claim_one()
+    at.ledger.remove("job", "alice")
+    assert at.job().counts == Counts(8, 2, 2)
+    assert len(at.job().errors) == 2
+    assert at.vectors() == [0, 1, 2, 3]
+
+
+def test_job_with_suspects_is_cancelled_and_other_jobs_suspects_stay(at: Scenario) -> None:
+    at.submit("job1", (1, 2))
+    at.submit("job2", (3,))
+    at.claim()
+    at.expire_leases()
+    suspect = at.claim_one("w2")
+    at.ledger.divide("cpu", suspect)
+    at.ledger.remove("job1", "alice")
+    assert at.strings("suspects", "cpu") == ["job2/0+3"]
+    assert at.waiting() == 3
+
+
+def test_other_tenants_job_is_unknown(at: Scenario) -> None:
+    at.submit("job")
+    with pytest.raises(JobNotFound):
+        at.ledger.remove("job", "bob")
+    with pytest.raises(JobNotFound):
+        at.ledger.get("job", "bob")
+    assert at.job().status is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize("job_id", ["never", "", "a/b", "a:b", "x" * 1000])
+def test_unknown_job_is_unknown(at: Scenario, job_id: str) -> None:
+    with pytest.raises(JobNotFound):
+        at.ledger.remove(job_id, "alice")
+    with pytest.raises(JobNotFound):
+        at.ledger.get(job_id, "alice")
+    assert at.ledger.status(job_id) is None
+
+
+def test_cancel_whose_answer_was_lost_is_not_turned_into_a_delete(at: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = at.ledger._run
+
+    def run_twice(*args: object) -> object:
+        run(*args)  # redis-py sends a command again when the connection broke before its answer came
+        return run(*args)
+
+    at.submit("job")
+    monkeypatch.setattr(at.ledger, "_run", run_twice)
+    assert at.ledger.remove("job", "alice") == "cancelled"
+    assert at.job().status is JobStatus.CANCELLED
+    monkeypatch.setattr(at.ledger, "_run", run)
+    assert at.ledger.remove("job", "alice") == "deleted"
+
+
+@pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED])
+def test_ended_job_is_deleted_without_a_trace(at: Scenario, status: JobStatus) -> None:
+    at.submit("job", (2, 2), idempotency_key="k", body_digest="d")
+    if status is JobStatus.CANCELLED:
+        at.commit(at.claim_one(), failed=[0])
+        at.ledger.remove("job", "alice")
+    else:
+        for shard in at.claim().shards:
+            at.commit(shard, failed=[0, 1] if status is JobStatus.FAILED else [0])
+    assert at.job().status is status
+    assert at.ledger.remove("job", "alice") == "deleted"
+    at.claim()
+    assert at.all_keys() == PERMANENT
+    with pytest.raises(JobNotFound):
+        at.ledger.remove("job", "alice")
+
+
+def test_cancelled_job_never_starts_again(at: Scenario) -> None:
+    at.submit("job", (1, 1))
+    shard = at.claim_one()
+    at.ledger.remove("job", "alice")
+    at.expire_leases()
+    at.release(shard)
+    assert at.claim().shards == ()
+    assert at.job().status is JobStatus.CANCELLED
+
+
+def test_cancel_of_many_jobs_leaves_counters_at_zero(at: Scenario) -> None:
+    for n in range(20):
+        at.submit(f"job{n}", (3, 2), tenant=f"tenant{n % 3}")
+    at.claim("w1", max_bytes=10 * bytes_of(3))
+    at.expire_leases()
+    at.claim("w2")
+    for n in range(20):
+        assert at.ledger.remove(f"job{n}", f"tenant{n % 3}") == "cancelled"
+    assert (at.waiting(), at.claim().shards) == (0, ())
+    at.claim("w2")
+    kinds = {name.removeprefix(PREFIX).split(":")[0] for name in at.all_keys()}
+    assert kinds == {"job", "jobs", "expiring", "waiting", "counters"}

@@ -1,0 +1,162 @@
+"""What the API keeps between requests: the workers' list, messages on their way, requests that wait for a job."""
+
+import threading
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+
+from api.ended_jobs import EndedJobs
+from api.live_workers import LiveWorkers
+from api.wakes import Wakes
+from core.errors import LedgerUnavailable
+from core.jobs import JobStatus
+from core.ledger import Ledger, Worker
+from tests.processes import wait_for
+
+
+def worker_named(name: str, *queues: str) -> Worker:
+    return Worker(name, queues, "idle", "m", "r", "e", "cpu", "float32", 8, 256, (), {})
+
+
+def test_live_workers_are_read_again_when_the_list_is_old() -> None:
+    ledger, now = Ledger(fakeredis.FakeRedis(), "test:"), [100.0]
+    workers = LiveWorkers(ledger, fresh_seconds=1.0, clock=lambda: now[0])
+    assert workers.queues() == frozenset()
+    ledger.report(worker_named("a", "cpu"), lifetime_seconds=60)
+    ledger.report(worker_named("b", "gpu", "cpu"), lifetime_seconds=60)
+    now[0] += 0.9
+    assert workers.get() == ()
+    now[0] += 0.2
+    assert [worker.name for worker in workers.get()] == ["a", "b"]
+    assert workers.queues() == {"cpu", "gpu"}
+
+
+class Broker:
+    """Takes messages, one at a time, when it is let."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.open = threading.Event()
+
+    def send(self, queue: str) -> None:
+        self.open.wait(10)
+        if queue == "bad":
+            raise OSError("no broker")
+        self.sent.append(queue)
+
+
+def test_message_is_sent_without_making_the_caller_wait() -> None:
+    broker = Broker()
+    wakes = Wakes(broker.send)
+    for queue in ("cpu", "gpu", "bad", "cpu", "gpu"):
+        wakes.send(queue)
+    assert broker.sent == []
+    broker.open.set()
+    wait_for(lambda: len(broker.sent) >= 2, what="the messages")
+    wakes.send("cpu")
+    wait_for(lambda: broker.sent.count("cpu") >= 2, what="a message after one that failed")
+
+
+def test_messages_do_not_pile_up_behind_a_broker_that_hangs() -> None:
+    broker = Broker()
+    wakes = Wakes(broker.send)
+    for _ in range(1000):
+        wakes.send("cpu")
+    broker.open.set()
+    wakes.send("gpu")
+    wait_for(lambda: "gpu" in broker.sent, what="the last message")
+    assert broker.sent.count("cpu") <= 2
+
+
+class Jobs(Ledger):
+    """The side of a ledger that waiting needs: statuses, and a channel that can be cut."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[str, JobStatus] = {}
+        self.told = threading.Condition()
+        self.messages: list[str] = []
+        self.is_cut = False
+        self.listeners = 0
+        self.refused = 0
+
+    def status(self, job_id: str) -> JobStatus | None:
+        return self.statuses.get(job_id)
+
+    def ended_jobs(self) -> Iterator[str | None]:
+        if self.is_cut:
+            self.refused += 1
+            raise LedgerUnavailable("cut")
+        self.listeners += 1
+        return self._messages()
+
+    def _messages(self) -> Iterator[str | None]:
+        while not self.is_cut:
+            with self.told:
+                self.told.wait(0.1)
+                found, self.messages = self.messages, []
+            yield from found
+            yield None
+        raise LedgerUnavailable("cut")
+
+    def end(self, job_id: str, *, tell: bool = True) -> None:
+        self.statuses[job_id] = JobStatus.SUCCEEDED
+        if tell:
+            with self.told:
+                self.messages.append(job_id)
+                self.told.notify_all()
+
+
+def waiting(ended: EndedJobs, job_id: str, seconds: float = 30) -> threading.Thread:
+    thread = threading.Thread(target=ended.wait, args=(job_id, seconds))
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("tell", [True, False], ids=["told", "message lost"])
+def test_waiter_returns_when_its_job_ends(tell: bool) -> None:
+    jobs = Jobs()
+    jobs.statuses = {"mine": JobStatus.RUNNING, "other": JobStatus.RUNNING}
+    ended = EndedJobs(jobs, most_waiting=4)
+    threads = [waiting(ended, "mine") for _ in range(3)]
+    other = waiting(ended, "other")
+    wait_for(lambda: jobs.listeners, what="the listener")
+    jobs.end("mine", tell=tell)
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert other.is_alive()
+    jobs.end("other")
+    other.join(10)
+    assert jobs.listeners == 1
+    assert not ended._events, "nobody is remembered who does not wait"
+
+
+def test_waiter_survives_a_cut_channel() -> None:
+    jobs = Jobs()
+    jobs.statuses = {"mine": JobStatus.RUNNING}
+    ended = EndedJobs(jobs, most_waiting=4)
+    thread = waiting(ended, "mine")
+    wait_for(lambda: jobs.listeners == 1, what="the listener")
+    jobs.is_cut = True
+    wait_for(lambda: jobs.refused, what="the listener's notice")
+    jobs.is_cut = False
+    wait_for(lambda: jobs.listeners == 2, what="the listener's return")
+    jobs.end("mine")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
+    jobs = Jobs()
+    jobs.statuses = {"done": JobStatus.FAILED, "live": JobStatus.QUEUED}
+    ended = EndedJobs(jobs, most_waiting=1)
+    ended.wait("done", 1000)
+    ended.wait("gone", 1000)
+    ended.wait("live", 0)
+    thread = waiting(ended, "live")
+    wait_for(lambda: ended._events, what="the one place taken")
+    ended.wait("live", 1000)
+    ended.stopping = lambda: True
+    thread.join(10)
+    assert not thread.is_alive()

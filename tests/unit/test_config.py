@@ -1,0 +1,109 @@
+import re
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+import core.config
+from core.config import Settings
+from core.errors import InvalidSetting
+
+DEFAULTS = Settings()
+
+
+def test_empty_environment_gives_the_defaults() -> None:
+    assert Settings.from_env({}) == DEFAULTS
+    assert DEFAULTS.redis_url == "redis://127.0.0.1:6379/0"
+    assert (DEFAULTS.api_host, DEFAULTS.device, DEFAULTS.gpu_share) == ("127.0.0.1", "auto", 1.0)
+    assert (DEFAULTS.model_name, DEFAULTS.model_revision) == ("sentence-transformers/all-MiniLM-L6-v2", None)
+    assert (DEFAULTS.result_ttl_seconds, DEFAULTS.max_attempts, DEFAULTS.batch_size) == (86_400, 3, None)
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Settings)])
+def test_blank_value_counts_as_none(name: str) -> None:
+    assert Settings.from_env({name.upper(): "  "}) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", [item.name for item in fields(Settings)])
+def test_default_written_out_is_accepted_and_means_the_same(name: str) -> None:
+    value = getattr(DEFAULTS, name)
+    assert Settings.from_env({name.upper(): "" if value is None else f" {value} "}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("variable", "raw", "value"),
+    [
+        ("REDIS_URL", "unix:///tmp/r.sock?db=3", "unix:///tmp/r.sock?db=3"),
+        ("API_PORT", "65535", 65535),
+        ("DEVICE", "cuda:1", "cuda:1"),
+        ("DEVICE", "mps", "mps"),
+        ("DTYPE", "bfloat16", "bfloat16"),
+        ("BATCH_SIZE", "64", 64),
+        ("GPU_SHARE", "0", 0.0),
+        ("GPU_SHARE", "0.25", 0.25),
+        ("SHARD_INPUTS", "1", 1),
+        ("LEASE_SECONDS", "0.5", 0.5),
+        ("MODEL_REVISION", "main", "main"),
+        ("LOG_LEVEL", "DEBUG", "DEBUG"),
+    ],
+)
+def test_value_of_the_environment_is_taken(variable: str, raw: str, value: object) -> None:
+    assert getattr(Settings.from_env({variable: raw}), variable.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "raw", "allowed"),
+    [
+        ("API_PORT", "0", "a whole number from 1 to 65535"),
+        ("API_PORT", "65536", "a whole number from 1 to 65535"),
+        ("API_PORT", "http", "a whole number from 1 to 65535"),
+        ("API_PORT", "80.5", "a whole number from 1 to 65535"),
+        ("API_THREADS", "-1", "a whole number from 1 to 1024"),
+        ("DEVICE", "tpu", "one of auto, cpu, cuda, cuda:N, mps"),
+        ("DEVICE", "cuda:x", "one of auto, cpu, cuda, cuda:N, mps"),
+        ("DEVICE", "CPU", "one of auto, cpu, cuda, cuda:N, mps"),
+        ("DTYPE", "float64", "one of auto, float32, float16, bfloat16, int8"),
+        ("ENGINE", "onnx", "one of auto, torch, openvino"),
+        ("BATCH_SIZE", "0", "a whole number of at least 1"),
+        ("BATCH_SIZE", "none", "a whole number of at least 1"),
+        ("GPU_SHARE", "1.01", "a number from 0 to 1"),
+        ("GPU_SHARE", "-0.1", "a number from 0 to 1"),
+        ("GPU_SHARE", "nan", "a number from 0 to 1"),
+        ("GPU_SHARE", "half", "a number from 0 to 1"),
+        ("SHARD_INPUTS", "65537", "a whole number from 1 to 65536"),
+        ("LEASE_SECONDS", "0.4", "a number of at least 0.5"),
+        ("LEASE_SECONDS", "nan", "a number of at least 0.5"),
+        ("LEASE_SECONDS", "inf", "a number of at least 0.5"),
+        ("WAKE_SECONDS", "0", "a number of at least 0.1"),
+        ("RESULT_TTL_SECONDS", "1e3", "a whole number of at least 1"),
+        ("LOG_LEVEL", "debug", "one of DEBUG, INFO, WARNING, ERROR"),
+    ],
+)
+def test_bad_value_names_the_variable_what_is_allowed_and_what_was_found(variable: str, raw: str, allowed: str) -> None:
+    with pytest.raises(InvalidSetting, match=f"^{variable} must be {re.escape(allowed)}, got '{re.escape(raw)}'$") as caught:
+        Settings.from_env({variable: raw})
+    assert caught.value.param == variable
+
+
+@pytest.mark.parametrize("item", [item for item in fields(Settings) if item.type not in ("str", str)], ids=lambda item: item.name)
+def test_every_setting_that_is_not_a_text_refuses_a_text(item: object) -> None:
+    variable = item.name.upper()  # type: ignore[attr-defined]
+    if variable == "MODEL_REVISION":
+        return
+    with pytest.raises(InvalidSetting, match=variable):
+        Settings.from_env({variable: "some text"})
+
+
+def test_other_variables_are_ignored() -> None:
+    assert Settings.from_env({"PATH": "/bin", "api_port": "1", "VECTOR_API": "x"}) == DEFAULTS
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        DEFAULTS.api_port = 1  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    source = Path(core.config.__file__).read_text()
+    for item in fields(Settings):
+        assert re.search(rf'^    {item.name}: .*\n    """', source, re.MULTILINE), f"{item.name} has no line that explains it"

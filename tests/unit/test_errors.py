@@ -1,0 +1,102 @@
+"""Every error becomes the one shape, with the right status and without our internals."""
+
+import inspect
+import logging
+from collections.abc import Callable
+
+import fakeredis
+import pytest
+import redis
+from flask import Flask
+from flask.testing import FlaskClient
+
+from api import create_app
+from api.errors import KINDS, kind_of
+from core import errors
+from core.config import Settings
+from core.ledger import Ledger
+
+
+@pytest.fixture
+def app() -> Flask:
+    return create_app(Settings(), ledger=Ledger(fakeredis.FakeRedis(), "test:"))
+
+
+def raised_by(app: Flask, raise_it: Callable[[], None]) -> FlaskClient:
+    """A client of the app, in which `/boom` raises."""
+
+    def boom() -> str:
+        raise_it()
+        return ""
+
+    app.add_url_rule("/boom", view_func=boom)
+    return app.test_client()
+
+
+def tree() -> list[type[errors.VectorApiError]]:
+    found = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+    return [kind for kind in found if issubclass(kind, errors.VectorApiError) and kind is not errors.BacklogFull]
+
+
+@pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
+def test_every_error_of_the_service_has_its_status_and_code(app: Flask, kind: type[errors.VectorApiError]) -> None:
+    def fail() -> None:
+        raise kind("what happened", param="field")
+
+    answer = raised_by(app, fail).get("/boom")
+    row = kind_of(kind(""))
+    assert answer.status_code == row.status
+    assert answer.get_json() == {"error": {"message": "what happened", "type": row.type, "param": "field", "code": kind.code}}
+    assert ("x-should-retry" in answer.headers) == (row.retry_after_seconds is None)
+    assert ("retry-after" in answer.headers) == (row.retry_after_seconds is not None)
+
+
+def test_table_is_what_the_documentation_says() -> None:
+    assert {kind.__name__: row.status for kind, row in KINDS.items()} == {
+        "InvalidRequest": 400,
+        "ModelNotFound": 404,
+        "JobNotFound": 404,
+        "IdempotencyConflict": 409,
+        "JobNotReady": 409,
+        "RequestTooLarge": 413,
+        "BacklogFull": 429,
+        "LedgerUnavailable": 503,
+        "VectorApiError": 500,
+    }
+
+
+def test_full_backlog_passes_its_time_on(app: Flask) -> None:
+    def fail() -> None:
+        raise errors.BacklogFull("full", retry_after_seconds=17)
+
+    answer = raised_by(app, fail).get("/boom")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "17")
+
+
+def test_unexpected_error_is_logged_with_its_stack_and_told_without(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret detail")
+
+    with caplog.at_level(logging.ERROR):
+        answer = raised_by(app, fail).get("/boom", headers={"x-request-id": "r-1"})
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    error = answer.get_json()["error"]
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "r-1" in error["message"]
+    assert "RuntimeError: secret detail" in caplog.text
+    assert "r-1" in caplog.text
+
+
+def test_what_redis_said_stays_in_the_log(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        try:
+            raise redis.ConnectionError("no route to 10.1.2.3")
+        except redis.RedisError as error:
+            raise errors.LedgerUnavailable(f"Redis: {error}") from error
+
+    with caplog.at_level(logging.WARNING):
+        answer = raised_by(app, fail).get("/boom")
+    assert answer.status_code == 503
+    assert "10.1.2.3" not in answer.text
+    assert "10.1.2.3" in caplog.text

@@ -1,0 +1,51 @@
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.routing import QUEUES, choose_queue, share_of
+
+job_ids = st.text(min_size=1, max_size=40)
+shares = st.floats(0, 1)
+
+
+@pytest.mark.parametrize("requested", QUEUES)
+@pytest.mark.parametrize("live_queues", [(), ("cpu",), ("gpu",), ("cpu", "gpu")])
+def test_named_queue_is_taken_whoever_lives(requested: str, live_queues: tuple[str, ...]) -> None:
+    assert choose_queue(requested, job_id="j", live_queues=live_queues, gpu_share=0.5) == requested
+
+
+@pytest.mark.parametrize(
+    ("live_queues", "gpu_share", "expected"),
+    [((), 1, "cpu"), (("cpu",), 1, "cpu"), (("cpu", "gpu"), 1, "gpu"), (("gpu",), 1, "gpu"), (("cpu", "gpu"), 0, "cpu")],
+)
+def test_auto_takes_gpu_where_one_lives_and_has_a_share(live_queues: tuple[str, ...], gpu_share: float, expected: str) -> None:
+    assert choose_queue("auto", job_id="j", live_queues=live_queues, gpu_share=gpu_share) == expected
+
+
+@given(job_ids)
+def test_full_share_takes_every_job_and_none_takes_none(job_id: str) -> None:
+    assert 0 <= share_of(job_id) < 1
+    assert choose_queue("auto", job_id=job_id, live_queues=QUEUES, gpu_share=1.0) == "gpu"
+    assert choose_queue("auto", job_id=job_id, live_queues=QUEUES, gpu_share=0.0) == "cpu"
+
+
+@given(job_ids, shares)
+def test_choice_follows_from_the_job_alone(job_id: str, gpu_share: float) -> None:
+    choices = {choose_queue("auto", job_id=job_id, live_queues=QUEUES, gpu_share=gpu_share) for _ in range(3)}
+    assert len(choices) == 1
+
+
+@given(job_ids, shares, shares)
+def test_growing_share_moves_jobs_to_gpu_only(job_id: str, one: float, other: float) -> None:
+    small, large = sorted((one, other))
+    if choose_queue("auto", job_id=job_id, live_queues=QUEUES, gpu_share=small) == "gpu":
+        assert choose_queue("auto", job_id=job_id, live_queues=QUEUES, gpu_share=large) == "gpu"
+
+
+@pytest.mark.parametrize("gpu_share", [0.1, 0.5, 0.9])
+def test_share_is_kept_roughly(gpu_share: float) -> None:
+    names = [str(uuid.UUID(int=n)) for n in range(5000)]
+    chosen = [choose_queue("auto", job_id=name, live_queues=QUEUES, gpu_share=gpu_share) for name in names]
+    assert chosen.count("gpu") / len(chosen) == pytest.approx(gpu_share, abs=0.03)  # four standard deviations
