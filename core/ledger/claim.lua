@@ -1,11 +1,12 @@
 -- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
--- ARGV: queue, worker, lease ms, most bytes of input blocks, lanes ('interactive' or 'both')
--- Returns {wake, alone, job, shard, attempt, options, input block, job, shard, …}
-local queue, worker, lease, max_bytes, lanes = unpack(ARGV)
+-- ARGV: queue, worker, lease ms, most bytes of input blocks, lane ('interactive', 'bulk' or '' for what is due)
+-- Returns {wake, alone, lane, job, shard, attempt, options, input block, job, shard, …}; all shards are of one lane
+local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
 prune(key('draining', queue)) -- first: a full server takes no new jobs, but ends those it took
-local MOST_TAKEN = 2 + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
+local HEAD = 3
+local MOST_TAKEN = HEAD + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
 -- 1. Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone.
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
@@ -19,17 +20,18 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT'
   end
 end
 
-local taken = {0, 0}
+local taken = {0, 0, ''}
 local function take(id, shard, record, block)
   local attempt = redis.call('HINCRBY', key('attempts', id), shard, 1)
   redis.call('ZADD', leases, now + lease, id .. '/' .. shard)
   add_waiting(queue, record[2], -count_of(shard))
   if record[1] == 'queued' then redis.call('HSET', key('job', id), 'status', 'running', 'started_at', now) end
+  taken[3] = record[2]
   for _, value in ipairs({id, shard, attempt, record[3], block}) do table.insert(taken, value) end
 end
 
--- 2. A suspect goes alone, so that it can harm nobody: not to a worker that asks while it holds other shards.
-while #taken == 2 and lanes ~= 'interactive' do
+-- 2. A suspect goes alone, so that it can harm nobody: not to a worker that asks for one lane, as it holds other shards.
+while #taken == HEAD and only == '' do
   local member = redis.call('LPOP', suspects)
   if not member then break end
   local id, shard = split(member)
@@ -42,14 +44,14 @@ while #taken == 2 and lanes ~= 'interactive' do
 end
 
 -- 3. Else shards up to the budget, interactive before bulk but for every fourth claim. Tenants of a lane take turns.
-local order = {'interactive', 'bulk'}
-if lanes == 'interactive' then
-  order = {'interactive'}
-elseif redis.call('HINCRBY', key('counters'), 'claims:' .. queue, 1) % 4 == 0 then
-  order = {'bulk', 'interactive'}
+local order = {only}
+if only == '' then
+  local bulk_first = redis.call('HINCRBY', key('counters'), 'claims:' .. queue, 1) % 4 == 0
+  order = bulk_first and {'bulk', 'interactive'} or {'interactive', 'bulk'}
 end
 local bytes = 0
 for _, lane in ipairs(order) do
+  if #taken > HEAD then break end
   local tenants = key('tenants', queue, lane)
   while taken[2] == 0 and bytes < max_bytes and #taken < MOST_TAKEN do
     local tenant = redis.call('LINDEX', tenants, 0)
@@ -75,10 +77,10 @@ for _, lane in ipairs(order) do
 end
 
 -- 4. Who drains is known, so that messages go out for idle workers only.
-if #taken > 2 then
+if #taken > HEAD then
   if redis.call('ZADD', key('draining', queue), now + lease, worker) == 1 then redis.call('DEL', key('wake', queue)) end
   taken[1] = wants_wake(queue)
-elseif lanes ~= 'interactive' then
+elseif only == '' then
   redis.call('ZREM', key('draining', queue), worker)
   redis.call('DEL', key('wake', queue))
 end

@@ -84,11 +84,18 @@ local function waiting_inputs(queue)
   return tonumber(found[1] or 0) + tonumber(found[2] or 0)
 end
 
--- Whether the caller should send `embed_pending(queue)`: work waits, a worker is free, and no message is on its way.
+-- Whether the caller should send `embed_pending(queue)`: work waits, a worker is free, and no message is on its way. A worker that
+-- has just run out of work listens for a moment; the bell reaches it sooner than a message.
 -- The token keeps a burst of submits from sending one message each; a lost message costs at most its second.
 local function wants_wake(queue)
   local draining, workers = prune(key('draining', queue)), prune(key('workers', queue))
   if waiting_inputs(queue) <= 0 and not redis.call('ZRANGEBYSCORE', key('leases', queue), '-inf', now, 'LIMIT', 0, 1)[1] then
+    return 0
+  end
+  if prune(key('listening', queue)) > 0 then
+    redis.call('ZPOPMIN', key('listening', queue))
+    redis.call('RPUSH', key('bell', queue), 1)
+    redis.call('PEXPIRE', key('bell', queue), 1000)
     return 0
   end
   if draining >= math.max(1, workers) then return 0 end

@@ -64,6 +64,8 @@ class ClaimedShard:
 @dataclass(frozen=True)
 class Claim:
     shards: tuple[ClaimedShard, ...]
+    lane: Lane | None
+    """Of all the shards; None when there are none."""
     alone: bool
     """The one shard was in flight when a worker died."""
     wake: bool
@@ -393,19 +395,29 @@ class Ledger:
     # What a worker calls ------------------------------------------------------------------------------------------
 
     @_translated
-    def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, interactive_only: bool = False) -> Claim:
-        """Shards of up to `max_bytes` of input (at least one, when any waits), leased to the worker.
+    def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, lane: Lane | None = None) -> Claim:
+        """Shards of one lane with up to `max_bytes` of input (at least one, when any waits), leased to the worker.
 
-        A shard that was in flight when a worker died comes alone, and never to `interactive_only`, which is for a worker that
-        holds other shards. A claim for both lanes that finds nothing also says that the worker is idle.
+        Without `lane` it is the lane whose turn it is; a shard that was in flight when a worker died then comes first, and alone,
+        and a claim that finds nothing also says that the worker is idle. With `lane` the worker may hold other shards.
         """
-        lanes = "interactive" if interactive_only else "both"
-        wake, alone, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, lanes)
+        only = lane.value if lane else ""
+        wake, alone, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
         shards = tuple(
             ClaimedShard(_text(job), Span.parse(_text(span)), int(attempt), JobOptions.from_json(options), unpack_inputs(block))
             for job, span, attempt, options, block in zip(*[iter(rest)] * 5, strict=True)
         )
-        return Claim(shards, bool(alone), bool(wake))
+        return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
+
+    @_translated
+    def await_work(self, queue: str, worker: str, *, seconds: float) -> bool:
+        """Waits for new work in an empty queue; whether some came. Sooner than a message by Celery would tell of it."""
+        if seconds <= 0 or self._run("listen", queue, worker, _milliseconds(seconds + 0.5)):
+            return seconds > 0
+        if self._redis.blpop([self._key("bell", queue)], timeout=seconds):
+            return True
+        self._run("listen", queue, worker, 0)
+        return False
 
     @_translated
     def commit(

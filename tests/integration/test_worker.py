@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 
@@ -56,7 +57,19 @@ def assert_every_vector(ledger: Ledger, job_id: str, texts: list[str], *, but: f
 
 def inspect(stack: Stack, *command: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "worker", "inspect", *command, "--timeout", "10"],
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "worker",
+            "inspect",
+            *command,
+            "--timeout",
+            "20",
+            "-d",
+            f"busy@{socket.gethostname()}",
+        ],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "REDIS_URL": stack.redis_url},
         capture_output=True,
@@ -194,7 +207,7 @@ def test_two_workers_share_one_job(stack: Stack, ledger: Ledger) -> None:
 
 
 def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger) -> None:
-    stack.worker(FAKE_BATCH_SECONDS="20", HEARTBEAT_SECONDS="5", LEASE_SECONDS="60")
+    stack.worker(name="busy", FAKE_BATCH_SECONDS="20", HEARTBEAT_SECONDS="5", LEASE_SECONDS="60")
     submit(ledger, TEXTS)
     wait_for(lambda: ledger.queue_states(["cpu"])[0].running, what="a running batch")
     assert "pong" in inspect(stack, "ping")

@@ -93,7 +93,7 @@ class Scenario:
         return self.ledger.submit(self.new_job(job_id, counts, **fields), max_waiting_inputs=limit)
 
     def claim(self, worker: str = "w1", queue: str = "cpu", *, max_bytes: int = 10**9, **options: Any) -> Claim:
-        return self.ledger.claim(queue, worker, **({"lease_seconds": 60, "max_bytes": max_bytes} | options))
+        return self.ledger.claim(queue, worker, **({"lease_seconds": 3600, "max_bytes": max_bytes} | options))
 
     def claim_one(self, worker: str = "w1", queue: str = "cpu", **options: Any) -> ClaimedShard:
         (shard,) = self.claim(worker, queue, max_bytes=1, **options).shards
@@ -103,7 +103,7 @@ class Scenario:
         finished = [Committed(shard, result_of(shard, **result)) for shard in shards]
         return self.ledger.commit(queue, finished, **ENGINE)
 
-    def extend(self, *shards: ClaimedShard, worker: str = "w1", queue: str = "cpu", lease_seconds: float = 60) -> list[bool]:
+    def extend(self, *shards: ClaimedShard, worker: str = "w1", queue: str = "cpu", lease_seconds: float = 3600) -> list[bool]:
         return self.ledger.extend(queue, worker, shards, lease_seconds=lease_seconds)
 
     def release(self, *shards: ClaimedShard, worker: str = "w1", queue: str = "cpu") -> bool:
@@ -212,9 +212,13 @@ class Keys:
         """What a key holds; an empty list if it is not there."""
         return self.values.get(PREFIX + ":".join(parts), [])
 
-    def assert_consistent(self) -> None:
+    def jobs(self) -> dict[str, dict[str, str]]:
+        """Records by id."""
         prefix = f"{PREFIX}job:"
-        jobs = {name.removeprefix(prefix): record for name, record in self.values.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): record for name, record in self.values.items() if name.startswith(prefix)}
+
+    def assert_consistent(self) -> None:
+        jobs = self.jobs()
         waiting: Counter[str] = Counter()
         lines: defaultdict[str, list[str]] = defaultdict(list)
         tenants: defaultdict[str, set[str]] = defaultdict(set)

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from core.jobs import Job, JobStatus, Lane
+from core.jobs import JobStatus, Lane
 from core.ledger import Claim, ClaimedShard, connect
 from core.recovery import Step, next_step
-from tests.ledger.scenario import PERMANENT, QUEUES, Scenario
+from tests.ledger.scenario import PERMANENT, QUEUES, Keys, Scenario
 
 QUICK = settings(
     max_examples=20,
@@ -60,7 +60,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.tenants: dict[str, str] = {}
         self.totals: dict[str, int] = {}
         self.committed: dict[str, int] = {}
-        self.ended: dict[str, Job] = {}
+        self.ended: dict[str, dict[str, str]] = {}
         self.beliefs: list[Held] = []
         """What workers believe to hold; one that was stopped for a while is wrong."""
         self.holders: dict[Name, tuple[str, int]] = {}
@@ -69,6 +69,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.busy: dict[str, set[str]] = {queue: set() for queue in QUEUES}
         for worker in WORKERS:
             self.at.report(worker, QUEUES)
+        self.look()
 
     # Clients ----------------------------------------------------------------------------------------------------------
 
@@ -122,20 +123,22 @@ class AnyOrder(RuleBasedStateMachine):
     # Workers ----------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.queues_with_work())
-    @rule(worker=workers, pick=picks, max_bytes=st.sampled_from([1, 60, 120, 10**9]), interactive_only=st.integers(0, 3))
-    def claim(self, worker: str, pick: int, max_bytes: int, interactive_only: int) -> None:
+    @rule(worker=workers, pick=picks, max_bytes=st.sampled_from([1, 60, 120, 10**9]), lane=st.sampled_from([None, None, *Lane]))
+    def claim(self, worker: str, pick: int, max_bytes: int, lane: Lane | None) -> None:
         queue = chosen(self.queues_with_work(), pick)
-        self.hand_out(worker, queue, max_bytes, interactive_only=interactive_only == 1)
+        self.hand_out(worker, queue, max_bytes, lane=lane)
 
     @rule(worker=workers, queue=queues)
     def claim_at_random(self, worker: str, queue: str) -> None:
-        self.hand_out(worker, queue, 10**9, interactive_only=False)
+        self.hand_out(worker, queue, 10**9)
 
     def queues_with_work(self) -> list[str]:
-        return [queue for queue in QUEUES if self.expired[queue] or any(self.at.waiting(queue, lane) for lane in Lane)]
+        waiting = dict(self.keys.of("waiting"))
+        lanes = {queue: [waiting.get(f"{queue}:{lane}", "0") for lane in Lane] for queue in QUEUES}
+        return [queue for queue in QUEUES if self.expired[queue] or any(map(int, lanes[queue]))]
 
-    def hand_out(self, worker: str, queue: str, max_bytes: int, *, interactive_only: bool) -> Claim:
-        claim = self.at.claim(worker, queue, max_bytes=max_bytes, interactive_only=interactive_only)
+    def hand_out(self, worker: str, queue: str, max_bytes: int, *, lane: Lane | None = None) -> Claim:
+        claim = self.at.claim(worker, queue, max_bytes=max_bytes, lane=lane)
         for name in set(self.expired[queue]):
             self.let_go(name)
         for shard in claim.shards:
@@ -144,10 +147,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert claim.alone or shard.attempt == 1
             self.holders[name] = (worker, shard.attempt)
             self.beliefs.append((worker, queue, shard))
-        assert not claim.alone or (len(claim.shards) == 1 and not interactive_only)
+        assert not claim.alone or (len(claim.shards) == 1 and lane is None)
         if claim.shards:
             self.busy[queue].add(worker)
-        elif not interactive_only:
+        elif lane is None:
             self.busy[queue].discard(worker)
         self.message_if(claim.wake, queue)
         return claim
@@ -247,7 +250,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(queue=queues, worker=workers)
     def message_arrives(self, queue: str, worker: str) -> None:
         if self.client.rpop(self.at.key("celery", queue)):
-            self.hand_out(worker, queue, 10**9, interactive_only=False)
+            self.hand_out(worker, queue, 10**9)
 
     def message_if(self, wanted: bool, queue: str) -> None:
         if wanted:
@@ -259,24 +262,20 @@ class AnyOrder(RuleBasedStateMachine):
     # What holds at any time ---------------------------------------------------------------------------------------------
 
     @invariant()
-    def keys_are_consistent(self) -> None:
-        self.at.assert_consistent()
-
-    @invariant()
-    def messages_do_not_pile_up(self) -> None:
-        assert all(self.messages(queue) <= 1 for queue in QUEUES)
-
-    @invariant()
-    def jobs_are_as_the_model_says(self) -> None:
-        for job_id, tenant in self.tenants.items():
-            job = self.at.job(job_id, tenant)
+    def look(self) -> None:
+        self.keys = Keys(self.client)
+        self.keys.assert_consistent()
+        assert all(len(self.keys.of("celery", queue)) <= 1 for queue in QUEUES), "messages pile up"
+        jobs = self.keys.jobs()
+        assert set(jobs) == set(self.tenants)
+        for job_id, record in jobs.items():
             if job_id in self.ended:
-                assert job == self.ended[job_id], "an ended job has changed"
+                assert record == self.ended[job_id], "an ended job has changed"
                 continue
-            assert job.counts.total == self.totals[job_id]
-            assert job.counts.done + job.counts.failed == self.committed[job_id]
-            if job.status.ended:
-                self.ended[job_id] = job
+            assert int(record["total"]) == self.totals[job_id]
+            assert int(record.get("done", 0)) + int(record.get("failed", 0)) == self.committed[job_id]
+            if JobStatus(record["status"]).ended:
+                self.ended[job_id] = record
 
     # And in the end -----------------------------------------------------------------------------------------------------
 
@@ -292,8 +291,7 @@ class AnyOrder(RuleBasedStateMachine):
                 while self.messages(queue):
                     self.client.rpop(self.at.key("celery", queue))
                     self.drain(queue, "w1")
-            self.jobs_are_as_the_model_says()
-        self.at.assert_consistent()
+                self.look()
         for job_id, tenant in dict(self.tenants).items():
             job = self.at.job(job_id, tenant)
             assert job.status.ended, "work waits and nobody is told of it"
@@ -312,7 +310,7 @@ class AnyOrder(RuleBasedStateMachine):
     def drain(self, queue: str, worker: str) -> None:
         """One task of a worker that follows the rules."""
         for _ in range(5):
-            claim = self.hand_out(worker, queue, 60, interactive_only=False)
+            claim = self.hand_out(worker, queue, 60)
             if not claim.shards:
                 return
             if next_step(claim.shards[0].attempt, claim.shards[0].span.count, MAX_ATTEMPTS) is Step.DIVIDE:
@@ -327,12 +325,12 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
     for _ in range(steps):
         worker, queue, pick, coin = random.choice(WORKERS), random.choice(QUEUES), random.randrange(99), random.random() < 0.2
         work, beliefs = machine.queues_with_work(), machine.beliefs
-        move = random.choices(range(10), [10, 24, 30, 4, 5, 4, 8, 3, 6, 6])[0]
+        move = random.choices(range(10), [10, 26, 22, 5, 5, 5, 7, 8, 6, 6])[0]
         if move == 0 and len(machine.tenants) < 12:
             counts = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
             machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin)
         elif move == 1 and work:
-            machine.claim(worker, pick, random.choice([1, 60, 120, 10**9]), random.randrange(4))
+            machine.claim(worker, pick, random.choice([1, 60, 120, 10**9]), random.choice([None, None, *Lane]))
         elif move == 2 and beliefs:
             machine.commit(pick, random.randrange(6), coin, random.random() < 0.2)
         elif move == 3 and beliefs:
@@ -345,14 +343,12 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
             machine.timer(queue)
             machine.message_arrives(queue, worker)
         elif move == 7:
-            random.choice([machine.time_passes, machine.message_is_lost])(queue)
+            (machine.message_is_lost if coin else machine.time_passes)(queue)
         elif move == 8 and machine.tenants and (coin or machine.ended):
             machine.cancel_or_delete(pick)
         elif move == 9:
             random.choice([machine.end_drain, machine.claim_at_random, lambda who, _: machine.die(who)])(worker, queue)
-        machine.keys_are_consistent()
-        machine.messages_do_not_pile_up()
-        machine.jobs_are_as_the_model_says()
+        machine.look()
 
 
 @pytest.fixture
@@ -368,7 +364,7 @@ def test_nothing_is_lost_or_doubled_in_any_order(machine_type: type[AnyOrder]) -
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_lost_or_doubled_on_a_long_walk(machine_type: type[AnyOrder], seed: int) -> None:
     machine = machine_type()
     walk(machine, Random(seed), steps=300)

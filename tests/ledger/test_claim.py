@@ -22,7 +22,7 @@ def test_claimed_shard_has_what_a_worker_needs(at: Scenario) -> None:
 
 
 def test_claim_of_an_empty_queue_is_empty(at: Scenario) -> None:
-    assert at.claim() == Claim((), alone=False, wake=False)
+    assert at.claim() == Claim((), lane=None, alone=False, wake=False)
 
 
 def test_first_claim_starts_the_job(at: Scenario) -> None:
@@ -77,18 +77,29 @@ def test_interactive_goes_before_bulk_but_for_every_fourth_claim(at: Scenario) -
     assert order == (["fast"] * 3 + ["bulk"]) * 2 + ["fast"] * 2 + ["bulk"] * 6
 
 
-def test_claim_is_filled_from_the_other_lane(at: Scenario) -> None:
+def test_claim_never_mixes_the_lanes(at: Scenario) -> None:
     at.submit("bulk", (1,))
     at.submit("fast", (1,), lane=Lane.INTERACTIVE)
-    assert names(at.claim().shards) == [("fast", "0+1"), ("bulk", "0+1")]
+    claims = [at.claim() for _ in range(3)]
+    assert [names(claim.shards) for claim in claims] == [[("fast", "0+1")], [("bulk", "0+1")], []]
+    assert [claim.lane for claim in claims] == [Lane.INTERACTIVE, Lane.BULK, None]
+
+
+def test_worker_that_holds_shards_can_ask_for_bulk_alone(at: Scenario) -> None:
+    at.submit("bulk", (1,) * 2)
+    at.submit("fast", (1,), lane=Lane.INTERACTIVE)
+    assert at.claim_one(lane=Lane.BULK).job_id == "bulk"
+    at.expire_leases()
+    assert (at.claim_one("w2", lane=Lane.BULK).job_id, at.claim("w2", lane=Lane.BULK).shards) == ("bulk", ())
+    assert at.claim("w2").alone
 
 
 def test_interactive_only_leaves_bulk_and_its_quota_alone(at: Scenario) -> None:
     at.submit("bulk", (1,))
     at.submit("fast", (1,) * 5, lane=Lane.INTERACTIVE)
-    assert [at.claim_one(interactive_only=True).job_id for _ in range(4)] == ["fast"] * 4
+    assert [at.claim_one(lane=Lane.INTERACTIVE).job_id for _ in range(4)] == ["fast"] * 4
     assert at.claim_one().job_id == "fast"
-    assert at.claim(interactive_only=True).shards == ()
+    assert at.claim(lane=Lane.INTERACTIVE).shards == ()
     assert at.claim_one().job_id == "bulk"
 
 

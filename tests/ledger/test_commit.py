@@ -3,8 +3,8 @@
 import pytest
 
 from core.errors import JobNotFound
-from core.jobs import Counts, JobStatus
-from core.ledger import Committed
+from core.jobs import Counts, JobStatus, Lane
+from core.ledger import Committed, connect
 from core.sharding import Span
 from tests.ledger.scenario import ENGINE, Scenario, result_of
 
@@ -126,7 +126,7 @@ def test_worker_whose_shard_was_taken_from_it_can_write_nothing(at: Scenario) ->
     at.submit("job", (2,))
     late = at.claim_one("w1")
     at.expire_leases()
-    assert at.claim("w2", interactive_only=True).shards == ()  # recovers the shard, takes nothing
+    assert at.claim("w2", lane=Lane.INTERACTIVE).shards == ()  # recovers the shard, takes nothing
     assert at.strings("suspects", "cpu") == ["job/0+2"]
     assert at.commit(late) == [False]
 
@@ -176,8 +176,15 @@ def test_end_of_a_job_is_announced(at: Scenario) -> None:
     at.submit("job2", (1,))
     at.ledger.remove("job2", "alice")
     assert [next(announcements), next(announcements)] == ["job1", "job2"]
-    assert next(announcements) is None
     announcements.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.integration
+def test_listener_hears_from_itself_while_no_job_ends(redis_url: str) -> None:
+    with connect(redis_url, timeout_seconds=5, retries=0) as client:
+        announcements = Scenario(client).ledger.ended_jobs()
+        assert next(announcements) is None
+        announcements.close()  # type: ignore[attr-defined]
 
 
 def test_counters_add_up_inputs_and_tokens_per_queue(at: Scenario) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.jobs import JobStatus
+from core.jobs import JobStatus, Lane
 from core.sharding import Span
 from tests.ledger.scenario import Scenario, bytes_of, names
 from tests.processes import wait_for
@@ -43,7 +43,7 @@ def test_shard_that_was_taken_back_cannot_be_extended(at: Scenario) -> None:
     at.submit("job", (1,))
     late = at.claim_one("w1")
     at.expire_leases()
-    at.claim("w2", interactive_only=True)  # recovers the shard, takes nothing
+    at.claim("w2", lane=Lane.INTERACTIVE)  # recovers the shard, takes nothing
     assert at.extend(late) == [False]
     assert at.claim("w2").alone
 
@@ -88,7 +88,7 @@ def test_worker_that_holds_shards_gets_no_suspect(at: Scenario) -> None:
     at.submit("job", (2,))
     at.claim_one("w1")
     at.expire_leases()
-    assert at.claim("w2", interactive_only=True).shards == ()
+    assert at.claim("w2", lane=Lane.INTERACTIVE).shards == ()
     assert at.claim("w2").alone
 
 
@@ -97,7 +97,7 @@ def test_recovered_shards_wait_again(at: Scenario) -> None:
     at.claim()
     assert at.waiting() == 0
     at.expire_leases()
-    at.claim("w2", interactive_only=True)
+    at.claim("w2", lane=Lane.INTERACTIVE)
     assert at.waiting() == 5
     state = at.ledger.queue_states(["cpu"])[0]
     assert (state.suspects, state.running) == (2, 0)
@@ -180,7 +180,7 @@ def test_shard_that_was_taken_back_cannot_be_released(at: Scenario) -> None:
     at.submit("job", (1, 1))
     late = at.claim_one("w1")
     at.expire_leases()
-    at.claim("w2", interactive_only=True)
+    at.claim("w2", lane=Lane.INTERACTIVE)
     at.release(late)
     assert at.strings("suspects", "cpu") == ["job/0+1"]
     assert at.claim("w2").shards[0].attempt == 2

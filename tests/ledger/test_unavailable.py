@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "finished": lambda at: at.ledger.finished("job"),
     "result": lambda at: at.ledger.result("job", shards_of("job", (1,))[0].span),
     "ended_jobs": lambda at: next(at.ledger.ended_jobs()),
+    "await_work": lambda at: at.ledger.await_work("cpu", "w1", seconds=1),
     "wants_wake": lambda at: at.ledger.wants_wake("cpu"),
     "workers": lambda at: at.ledger.workers(),
     "queue_states": lambda at: at.ledger.queue_states(["cpu"]),
@@ -89,7 +90,7 @@ def test_full_server_takes_no_new_jobs_but_ends_those_it_took(own_server: RedisS
         at.assert_consistent()
         at.report("w1")
         assert [worker.name for worker in at.ledger.workers()] == ["w1"]
-        held += [*at.claim(interactive_only=True).shards, at.claim_one()]
+        held += [*at.claim(lane=Lane.INTERACTIVE).shards, at.claim_one()]
         assert at.extend(*held) == [True] * 4
         assert at.commit(*held) == [True] * 4
         at.release(given_back)

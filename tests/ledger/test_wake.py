@@ -97,6 +97,14 @@ def test_end_of_a_drain_asks_for_a_message_while_work_waits(at: Scenario) -> Non
     assert not at.release(worker="w1")
 
 
+def test_end_of_a_drain_asks_for_a_message_however_short_it_was(at: Scenario) -> None:
+    at.report("w1")
+    at.report("w2")
+    at.submit("job", (1, 1))
+    assert at.claim("w1", max_bytes=1).wake
+    assert at.release(worker="w1")
+
+
 def test_worker_that_stops_hands_its_work_on(at: Scenario) -> None:
     at.report("w1")
     at.submit("job", (1,))
@@ -107,7 +115,7 @@ def test_preempting_claim_that_finds_nothing_leaves_the_worker_busy(at: Scenario
     at.report("w1")
     at.submit("job", (1, 1))
     at.claim_one("w1")
-    at.claim("w1", interactive_only=True)
+    at.claim("w1", lane=Lane.INTERACTIVE)
     at.forget_message()
     assert not at.submit("fast", (1,), lane=Lane.INTERACTIVE)[1]
 

@@ -1,0 +1,45 @@
+"""A worker that ran out of work hears of new work by the bell."""
+
+import threading
+
+import pytest
+
+from tests.ledger.scenario import Scenario
+
+NEVER, SOON = 0.05, 10.0
+
+
+def test_nothing_comes(at: Scenario) -> None:
+    assert not at.ledger.await_work("cpu", "w1", seconds=NEVER)
+    assert at.submit() == ("job", True), "nobody listens any more, so a message is due"
+
+
+def test_work_that_waits_already_needs_no_bell(at: Scenario) -> None:
+    at.submit()
+    assert at.ledger.await_work("cpu", "w1", seconds=SOON)
+
+
+def test_without_patience_nobody_listens(at: Scenario) -> None:
+    at.submit()
+    assert not at.ledger.await_work("cpu", "w1", seconds=0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_submit_rings_for_one_worker_instead_of_sending_a_message(at: Scenario, workers: int) -> None:
+    heard: list[str] = []
+
+    def listen(worker: str) -> None:
+        if at.ledger.await_work("cpu", worker, seconds=SOON):
+            heard.append(worker)
+
+    threads = [threading.Thread(target=listen, args=(f"w{n}",)) for n in range(workers)]
+    for thread in threads:
+        thread.start()
+    while at.redis.zcard(at.key("listening", "cpu")) < workers:
+        pass
+    for n in range(workers):
+        assert at.submit(f"job{n}", (1,)) == (f"job{n}", False)
+    for thread in threads:
+        thread.join(timeout=SOON)
+    assert len(heard) == workers
+    assert at.redis.zcard(at.key("listening", "cpu")) == 0
