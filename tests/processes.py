@@ -44,16 +44,13 @@ class Process:
 
     def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
         self.log = log
-        # Coverage of the environment: nothing of the caller's settings leaks in.
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if name in ("PATH", "HOME", "LANG", "TMPDIR") or name.startswith("OPENBLAS")
+        # Of the caller's environment only what no setting of ours can hide in; what a killed process leaves goes with the test.
+        kept = {
+            name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG") or name.startswith("OPENBLAS")
         }
+        kept |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(log.parent)}
         with log.open("ab") as out:
-            self.popen = subprocess.Popen(
-                command, cwd=ROOT, env=clean | {"HF_HUB_OFFLINE": "1"} | environ, stdout=out, stderr=out, start_new_session=True
-            )
+            self.popen = subprocess.Popen(command, cwd=ROOT, env=kept | environ, stdout=out, stderr=out, start_new_session=True)
 
     @property
     def pid(self) -> int:

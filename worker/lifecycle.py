@@ -7,8 +7,10 @@ loads the model, reports itself to the ledger, and works. On macOS, where a fork
 
 import logging
 import mmap
+import os
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from billiard.process import current_process
@@ -47,6 +49,9 @@ _node_name = ""
 
 def load_engine(settings: Settings) -> Engine:
     """The engine of this process. Its module brings torch, which only this process may import."""
+    # Threads that wait for each other sleep instead of spinning, which stalls a forward pass wherever another process wants one of
+    # its CPUs. OpenMP reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.engines import loading
 
     return loading.load_engine(settings)
@@ -93,12 +98,23 @@ class Process:
 
     def _keep_reporting(self) -> None:
         pause = threading.Event()
+        parent = os.getppid()
         while not is_stopping():
+            _show_life(parent)
             try:
                 self.report()
             except LedgerUnavailable as error:
                 log.warning("could not report: %s", error)
             pause.wait(settings.heartbeat_seconds)
+
+
+def _show_life(parent: int) -> None:
+    """Touch `ALIVE_FILE`, unless the process that started this one has gone. Whether Redis answers makes no difference."""
+    if settings.alive_file and os.getppid() == parent:
+        try:
+            Path(settings.alive_file).touch()
+        except OSError as error:
+            log.warning("ALIVE_FILE=%s cannot be touched: %s", settings.alive_file, error.strerror)
 
 
 _process: Process | None = None

