@@ -6,14 +6,14 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-REQUIREMENTS := requirements-base.txt requirements.txt requirements-dev.txt
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-dev.txt
 CODE := core api worker launcher examples tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-unit lint types format clean
+.PHONY: help setup demo run doctor test test-unit test-containers lint types format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## make .venv and install everything (the other targets do it when needed)
 
@@ -23,11 +23,17 @@ demo: $(READY) ## start everything, embed a text, search in it by meaning, stop
 run: $(READY) ## start Redis, the API and a worker; Ctrl-C stops them (API_PORT=8000, DATA_DIR=.data)
 	@$(BIN)/python -m launcher run
 
+doctor: $(READY) ## say whether this machine can run the service, and what to do where it cannot
+	@$(BIN)/python -m doctor
+
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest
 
 test-unit: $(READY) ## run the tests that need no Redis and no model
 	$(BIN)/python -m pytest tests/unit
+
+test-containers: $(READY) ## build the images with Docker, look at them, run a job in them (GPU=1: the GPU image, too)
+	TEST_CONTAINERS=1 TEST_GPU_IMAGE=$(GPU) $(BIN)/python -m pytest tests/containers tests/unit/test_container_files.py
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

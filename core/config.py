@@ -5,16 +5,17 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from core.errors import InvalidSetting
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def _setting(default: Any, parse: Callable[[str], Any]) -> Any:
-    return field(default=default, metadata={"parse": parse})
+def _setting(default: Any, parse: Callable[[str], Any], *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"parse": parse, "secret": secret})
 
 
 def _text(raw: str) -> str:
@@ -61,6 +62,24 @@ def _redis_url(raw: str) -> str:
     return raw
 
 
+def _with_password(url: str, file: Path) -> str:
+    """The URL with the password in the file, which may end with a line end. Errors never show either."""
+    try:
+        password = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not UTF-8"
+        raise ValueError(f"cannot be read ({reason})") from None
+    if not password:
+        raise ValueError("is empty")
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        raise ValueError("needs a REDIS_URL of redis:// or rediss://")
+    if parts.password is not None:
+        raise ValueError("is set, but REDIS_URL has a password already")
+    user, _, place = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}").geturl()
+
+
 def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
     return lambda raw: _within(raw, int, "a whole number", minimum, maximum)
 
@@ -84,8 +103,10 @@ def _within(raw: str, kind: Callable[[str], Any], what: str, minimum: float, max
 class Settings:
     """The service's configuration. Each field is read from the environment variable of its name in capitals."""
 
-    redis_url: str = _setting("redis://127.0.0.1:6379/0", _redis_url)
+    redis_url: str = _setting("redis://127.0.0.1:6379/0", _redis_url, secret=True)
     """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS) or `unix:///path.sock?db=0`."""
+    redis_password_file: str | None = _setting(None, _optional(_text))
+    """File that holds the password for a `REDIS_URL` without one, which then shows in no list of variables."""
     redis_prefix: str = _setting("vector-api:", _text)
     """Start of every key, so that one server can be shared."""
 
@@ -139,7 +160,7 @@ class Settings:
     result_ttl_seconds: int = _setting(86_400, _whole(1))
     """How long an ended job and its result are kept."""
 
-    shard_inputs: int = _setting(256, _whole(1, 65_536))
+    shard_inputs: int = _setting(256, _whole(1, 4096))
     """Most inputs in a shard: the unit of retry, and the grain in which results become readable."""
     shard_characters: int = _setting(262_144, _whole(1))
     """Most characters in a shard; keeps Redis values near 1 MB."""
@@ -149,7 +170,7 @@ class Settings:
     """Times a text may be in flight when its worker dies before it fails."""
     drain_seconds: float = _setting(10.0, _number(0.1))
     """How long one Celery task keeps claiming before it sends itself again."""
-    batch_seconds: float = _setting(0.05, _number(0.001))
+    batch_seconds: float = _setting(0.1, _number(0.001))
     """How long a batch should take on its device; interactive work waits for one batch of bulk work at most."""
     linger_seconds: float = _setting(1.0, _number(0, 10))
     """How long a worker that ran out of work listens for more before it waits for a Celery message."""
@@ -157,6 +178,8 @@ class Settings:
     """How often each worker looks for work that nobody was told of."""
     heartbeat_seconds: float = _setting(5.0, _number(0.1))
     """How often a worker reports itself; it counts as gone after three times as long."""
+    alive_file: str | None = _setting(None, _optional(_text))
+    """File that a worker touches as often, while its two processes live, for health checks of containers."""
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))
     """Least important messages that are logged."""
 
@@ -176,6 +199,11 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](raw)
             except ValueError as error:
-                shown = "" if "url" in item.name else f", got {raw!r}"
+                shown = "" if item.metadata["secret"] else f", got {raw!r}"
                 raise InvalidSetting(f"{variable} {error}{shown}", param=variable) from None
+        if path := values.get("redis_password_file"):
+            try:
+                values["redis_url"] = _with_password(values.get("redis_url", cls.redis_url), Path(path))
+            except ValueError as error:
+                raise InvalidSetting(f"REDIS_PASSWORD_FILE {error}, got {path!r}", param="REDIS_PASSWORD_FILE") from None
         return cls(**values)

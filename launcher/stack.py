@@ -185,6 +185,11 @@ class Stack:
         """Where the Redis server is that we started."""
         return None if self._redis is None else self._redis.url
 
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """The processes besides Redis, in the order of their start."""
+        return tuple(self._services)
+
     def check(self) -> None:
         """Raises ServiceStopped when one of the processes has ended."""
         if self._redis is not None and self._redis.process is not None and (code := self._redis.process.poll()) is not None:

@@ -27,6 +27,9 @@ CLAIM_SECONDS = 1.0
 LEAST_CLAIM_BYTES = 16_384
 BYTES_PER_TOKEN = 4
 
+AHEAD_SECONDS = 1.0
+"""How long bulk work is claimed ahead before the worker asks again for what is due: suspects wait that long at most."""
+
 MOST_COMMITS = 4
 """Commits on their way before the worker waits for the oldest."""
 
@@ -53,6 +56,7 @@ class Drain:
         *,
         wake: Callable[[str], None],
         stopping: Callable[[], bool],
+        linger_seconds: float,
     ) -> None:
         self.engine = engine
         self.ledger = ledger
@@ -61,6 +65,7 @@ class Drain:
         self.busy = False
         self._wake = wake
         self._stopping = stopping
+        self._linger_seconds = linger_seconds
         self._budget = TokenBudget(engine.facts.budget_tokens, engine.facts.max_tokens, settings.batch_seconds)
         self._inputs = 0
         self._tokens = 0
@@ -99,6 +104,7 @@ class Drain:
 
     def _run(self, queue: str, deadline: float) -> None:
         following: Future[Prepared] | None = None
+        asked = 0.0
         try:
             while True:
                 prepared = following.result() if following else None
@@ -107,12 +113,15 @@ class Drain:
                 if not (prepared and prepared.works):
                     if not goes_on:
                         return
+                    asked = time.monotonic()
                     prepared = self._prepare(queue)
                     if not prepared.works:
-                        if not self.ledger.await_work(queue, self.worker, seconds=self.settings.linger_seconds):
+                        if not self.ledger.await_work(queue, self.worker, seconds=self._linger_seconds):
                             return
                         continue
-                if goes_on and not prepared.alone:  # a suspect may take the process down, so nothing else is held beside it
+                if prepared.alone:  # it may take the process down, so nothing else is held beside it
+                    self._await_commits(0)
+                elif goes_on and time.monotonic() - asked < AHEAD_SECONDS:
                     following = self._preparing.submit(self._prepare, queue, Lane.BULK)
                 self._compute(queue, prepared)
         finally:

@@ -49,7 +49,7 @@ _node_name = ""
 
 def load_engine(settings: Settings) -> Engine:
     """The engine of this process. Its module brings torch, which only this process may import."""
-    # Threads that wait for each other sleep instead of spinning, which stalls a forward pass wherever another process wants one of
+    # Threads that wait for each other sleep instead of spinning, which stalls a forward pass when another process wants one of
     # its CPUs. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.engines import loading
@@ -68,7 +68,13 @@ class Process:
 
         self.ledger = open_ledger(WORKER_TIMEOUT_SECONDS, WORKER_RETRIES)
         self._drain = Drain(
-            engine, self.ledger, settings, name, wake=lambda queue: send_embed_pending(app, queue), stopping=is_stopping
+            engine,
+            self.ledger,
+            settings,
+            name,
+            wake=lambda queue: send_embed_pending(app, queue),
+            stopping=is_stopping,
+            linger_seconds=settings.linger_seconds if len(queues) == 1 else 0,  # the other queues are not to wait meanwhile
         )
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 

@@ -4,7 +4,6 @@
 local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
-prune(key('draining', queue)) -- first: a full server takes no new jobs, but ends those it took
 local HEAD = 3
 local MOST_TAKEN = HEAD + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 

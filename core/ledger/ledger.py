@@ -416,8 +416,7 @@ class Ledger:
             return seconds > 0
         if self._redis.blpop([self._key("bell", queue)], timeout=seconds):
             return True
-        self._run("listen", queue, worker, 0)
-        return False
+        return bool(self._run("listen", queue, worker, 0))
 
     @_translated
     def commit(
@@ -471,6 +470,7 @@ class Ledger:
             for queue in queues:
                 pipe.zrem(self._key("workers", queue), name)
                 pipe.zrem(self._key("draining", queue), name)
+                pipe.zrem(self._key("listening", queue), name)
             pipe.execute()
 
     @_translated

@@ -124,7 +124,7 @@ class Scenario:
 
     def expire_leases(self, queue: str = "cpu") -> None:
         """What happens when no worker renews for a lease's time."""
-        for name in ("leases", "draining"):
+        for name in ("leases", "draining", "listening"):
             if members := self.redis.zrange(self.key(name, queue), 0, -1):
                 self.redis.zadd(self.key(name, queue), dict.fromkeys(members, 1))
 

@@ -205,6 +205,16 @@ class AnyOrder(RuleBasedStateMachine):
         if mine:
             self.let_go(name_of(shard))
 
+    @rule(worker=workers, queue=queues)
+    def listen(self, worker: str, queue: str) -> None:
+        waits = any(self.at.waiting(queue, lane) for lane in Lane)
+        assert self.at.ledger._run("listen", queue, worker, 3_600_000) == waits
+
+    @rule(worker=workers, queue=queues)
+    def bell_rings(self, worker: str, queue: str) -> None:
+        if self.client.lpop(self.at.key("bell", queue)):
+            self.hand_out(worker, queue, 10**9)
+
     @rule(worker=workers)
     def die(self, worker: str) -> None:
         """Its leases go on until they run out; what it was doing is forgotten."""
@@ -237,10 +247,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(queue=queues)
     def timer(self, queue: str) -> None:
-        """A second after the last message: one goes out exactly if work waits, a worker is idle and none is on its way."""
+        """A second after the last message: if work waits, one who listens hears the bell; else a message goes out exactly if a
+        worker is idle and none is on its way."""
         self.at.forget_message(queue)
-        wanted = queue in self.queues_with_work() and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
+        work = queue in self.queues_with_work()
+        listening = self.listeners(queue)
+        wanted = work and not listening and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
         assert self.at.ledger.wants_wake(queue) == wanted
+        assert self.listeners(queue) == max(0, listening - work)
         self.message_if(wanted, queue)
 
     @rule(queue=queues)
@@ -255,6 +269,9 @@ class AnyOrder(RuleBasedStateMachine):
     def message_if(self, wanted: bool, queue: str) -> None:
         if wanted:
             self.client.lpush(self.at.key("celery", queue), "embed_pending")
+
+    def listeners(self, queue: str) -> int:
+        return self.client.zcount(self.at.key("listening", queue), 2, "+inf")  # type: ignore[return-value]
 
     def messages(self, queue: str) -> int:
         return self.client.llen(self.at.key("celery", queue))  # type: ignore[return-value]
@@ -305,6 +322,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.at.ledger.retire(worker, QUEUES)
         for queue in QUEUES:
             self.at.forget_message(queue)
+            self.client.delete(self.at.key("bell", queue))
         assert self.at.all_keys() <= PERMANENT
 
     def drain(self, queue: str, worker: str) -> None:
@@ -325,7 +343,7 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
     for _ in range(steps):
         worker, queue, pick, coin = random.choice(WORKERS), random.choice(QUEUES), random.randrange(99), random.random() < 0.2
         work, beliefs = machine.queues_with_work(), machine.beliefs
-        move = random.choices(range(10), [10, 26, 22, 5, 5, 5, 7, 8, 6, 6])[0]
+        move = random.choices(range(11), [10, 26, 22, 5, 5, 5, 7, 8, 6, 6, 4])[0]
         if move == 0 and len(machine.tenants) < 12:
             counts = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
             machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin)
@@ -348,6 +366,8 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
             machine.cancel_or_delete(pick)
         elif move == 9:
             random.choice([machine.end_drain, machine.claim_at_random, lambda who, _: machine.die(who)])(worker, queue)
+        elif move == 10:
+            random.choice([machine.listen, machine.bell_rings])(worker, queue)
         machine.look()
 
 

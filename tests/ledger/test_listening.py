@@ -24,6 +24,31 @@ def test_without_patience_nobody_listens(at: Scenario) -> None:
     assert not at.ledger.await_work("cpu", "w1", seconds=0)
 
 
+def test_bell_that_rings_too_late_to_be_heard_is_made_up_for(at: Scenario) -> None:
+    blpop = at.redis.blpop
+
+    def hears_nothing(names: list[str], timeout: float) -> None:
+        assert at.submit() == ("job", False), "the bell rang instead of a message"
+
+    at.redis.blpop = hears_nothing
+    assert at.ledger.await_work("cpu", "w1", seconds=SOON)
+    at.redis.blpop = blpop
+    assert not at.claim("w1").wake
+
+
+def test_worker_that_died_while_it_listened_costs_one_bell(at: Scenario) -> None:
+    at.ledger._run("listen", "cpu", "dead", 10_000)
+    assert not at.submit("job1")[1]
+    assert 0 < at.redis.pttl(at.key("bell", "cpu")) <= 1000
+    assert at.ledger.wants_wake("cpu")
+
+
+def test_retired_worker_listens_no_longer(at: Scenario) -> None:
+    at.ledger._run("listen", "cpu", "w1", 10_000)
+    at.ledger.retire("w1", ["cpu"])
+    assert at.submit("job1")[1]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_submit_rings_for_one_worker_instead_of_sending_a_message(at: Scenario, workers: int) -> None:
     heard: list[str] = []

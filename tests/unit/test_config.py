@@ -3,6 +3,7 @@ from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
+import redis
 
 import core.config
 from core.config import Settings
@@ -70,7 +71,7 @@ def test_value_of_the_environment_is_taken(variable: str, raw: str, value: objec
         ("GPU_SHARE", "-0.1", "a number from 0 to 1"),
         ("GPU_SHARE", "nan", "a number from 0 to 1"),
         ("GPU_SHARE", "half", "a number from 0 to 1"),
-        ("SHARD_INPUTS", "65537", "a whole number from 1 to 65536"),
+        ("SHARD_INPUTS", "4097", "a whole number from 1 to 4096"),
         ("LEASE_SECONDS", "0.4", "a number of at least 0.5"),
         ("LEASE_SECONDS", "nan", "a number of at least 0.5"),
         ("LEASE_SECONDS", "inf", "a number of at least 0.5"),
@@ -88,7 +89,7 @@ def test_bad_value_names_the_variable_what_is_allowed_and_what_was_found(variabl
 @pytest.mark.parametrize("item", [item for item in fields(Settings) if item.type not in ("str", str)], ids=lambda item: item.name)
 def test_every_setting_that_is_not_a_text_refuses_a_text(item: object) -> None:
     variable = item.name.upper()  # type: ignore[attr-defined]
-    if variable == "MODEL_REVISION":
+    if variable in ("MODEL_REVISION", "ALIVE_FILE"):
         return
     with pytest.raises(InvalidSetting, match=variable):
         Settings.from_env({variable: "some text"})
@@ -107,3 +108,46 @@ def test_every_setting_says_what_it_is() -> None:
     source = Path(core.config.__file__).read_text()
     for item in fields(Settings):
         assert re.search(rf'^    {item.name}: .*\n    """', source, re.MULTILINE), f"{item.name} has no line that explains it"
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "joined"),
+    [
+        ("redis://redis:6379/0", "secret\n", "redis://:secret@redis:6379/0"),
+        ("rediss://redis/1", "secret", "rediss://:secret@redis/1"),
+        ("redis://user@redis:6379/0", "secret\r\n", "redis://user:secret@redis:6379/0"),
+        ("redis://[::1]:6379/0", "a/b@c:d#é ", "redis://:a%2Fb%40c%3Ad%23%C3%A9%20@[::1]:6379/0"),
+        ("", "secret", "redis://:secret@127.0.0.1:6379/0"),
+    ],
+)
+def test_password_of_a_file_becomes_part_of_the_url(url: str, content: str, joined: str, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(content.encode())
+    found = Settings.from_env({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(file)})
+    assert found.redis_url == joined
+    assert redis.Redis.from_url(joined).connection_pool.connection_kwargs["password"] == content.rstrip("\r\n")
+
+
+def test_no_setting_shows_its_password() -> None:
+    assert "hidden" not in repr(Settings.from_env({"REDIS_URL": "redis://:hidden@redis:6379/0"}))
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "problem"),
+    [
+        ("redis://redis:6379/0", None, r"cannot be read \(No such file or directory\)"),
+        ("redis://redis:6379/0", b"\xff\xfe", r"cannot be read \(not UTF-8\)"),
+        ("redis://redis:6379/0", b"\n", "is empty"),
+        ("redis://:hidden@redis:6379/0", b"hidden", "is set, but REDIS_URL has a password already"),
+        ("unix:///tmp/r.sock?db=0", b"hidden", "needs a REDIS_URL of redis:// or rediss://"),
+    ],
+)
+def test_password_file_that_cannot_be_used_is_named_and_never_shown(
+    url: str, content: bytes | None, problem: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidSetting, match=f"^REDIS_PASSWORD_FILE {problem}, got '{re.escape(str(file))}'$") as caught:
+        Settings.from_env({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(file)})
+    assert "hidden" not in str(caught.value)

@@ -44,6 +44,12 @@ def test_worker_registers_its_task_and_its_inspect_commands_without_a_model() ->
     assert not loaded & MODELS
 
 
+def test_doctor_loads_no_model_into_its_own_process() -> None:
+    loaded = loaded_by("import doctor.__main__")
+    assert "redis" in loaded
+    assert not loaded & (MODELS | {"api", "worker", "launcher", "numpy"})
+
+
 @pytest.mark.parametrize("module", CORE)
 def test_core_stands_alone(module: str) -> None:
     loaded = loaded_by(f"import {module}")

@@ -1,0 +1,213 @@
+"""Dockerfile and compose files say what they are meant to. `make test-containers` builds and runs them."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+import yaml
+
+from core.config import Settings
+from tests.processes import ROOT
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+INSTRUCTIONS = [
+    line.strip() for line in re.sub(r"\\\n", " ", DOCKERFILE).splitlines() if line.strip() and not line.lstrip().startswith("#")
+]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+COMPOSE_GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SETTINGS = {item.name.upper() for item in fields(Settings)}
+
+
+def stages() -> dict[str, str]:
+    """Each stage of the Dockerfile and what it is made from, in order."""
+    words = [line.split() for line in INSTRUCTIONS if line.startswith("FROM")]
+    assert all(len(line) == 4 and line[2] == "AS" for line in words)
+    return {name: base for _, base, _, name in words}
+
+
+def stage(name: str) -> list[str]:
+    """The instructions of a stage."""
+    start = next(n for n, line in enumerate(INSTRUCTIONS) if re.fullmatch(rf"FROM \S+ AS {name}", line))
+    ends = [n for n, line in enumerate(INSTRUCTIONS) if line.startswith("FROM") and n > start]
+    return INSTRUCTIONS[start + 1 : ends[0] if ends else None]
+
+
+def test_base_image_is_declared_where_the_first_from_can_see_it() -> None:
+    assert DOCKERFILE.startswith("ARG BASE_IMAGE=cpu-base\n")
+    before = INSTRUCTIONS[: next(n for n, line in enumerate(INSTRUCTIONS) if line.startswith("FROM"))]
+    declared = {line.removeprefix("ARG ").partition("=")[0] for line in before}
+    assert set(re.findall(r"\$\{(\w+)\}", " ".join(stages().values()))) <= declared
+
+
+def test_both_variants_come_from_the_same_python() -> None:
+    found = stages()
+    assert found["cpu-base"] == found["gpu-base"] == found["api"]
+    assert found[found["cpu-base"]] == "${PYTHON_IMAGE}"
+    assert "nvidia/cuda" not in " ".join(found.values())
+
+
+def test_what_is_built_without_a_target_is_the_chosen_variant() -> None:
+    name, chain = list(stages())[-1], []
+    while name in stages():
+        chain.append(name)
+        name = stages()[name]
+    assert chain[0] == "final"
+    assert name == "${BASE_IMAGE}"
+
+
+@pytest.mark.parametrize("name", ["runtime", "baked", "api"])
+def test_images_run_as_a_user_without_rights(name: str) -> None:
+    assert [line for line in stage(name) if line.startswith("USER")][-1] == "USER 10001:10001"
+
+
+def test_dockerfile_fetches_no_frontend_and_has_no_health_check_to_inherit() -> None:
+    assert not re.search(r"^#\s*syntax", DOCKERFILE, re.MULTILINE | re.IGNORECASE)
+    assert not [line for line in INSTRUCTIONS if line.startswith("HEALTHCHECK")]
+
+
+def test_build_sees_what_is_copied_and_nothing_else() -> None:
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    let_in = [line[1:] for line in lines if line.startswith("!")]
+    copied = {part for line in INSTRUCTIONS if line.startswith("COPY ") and "--from" not in line for part in line.split()[1:-1]}
+    assert {source for source in copied if not any(fnmatch(source, pattern) for pattern in let_in)} == set()
+    assert {pattern for pattern in let_in if not any(fnmatch(source, pattern) for source in copied)} == set()
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_each_list_of_requirements_contains_the_smaller_one() -> None:
+    def content(name: str) -> list[str]:
+        return (ROOT / name).read_text().splitlines()
+
+    assert "-r requirements-api.txt" in content("requirements-base.txt")
+    assert "-r requirements-base.txt" in content("requirements.txt")
+    assert "-r requirements-base.txt" in content("requirements-gpu.txt")
+
+
+def test_api_starts_with_its_own_list_alone() -> None:
+    allowed, todo = set(), [line for line in (ROOT / "requirements-api.txt").read_text().splitlines() if "==" in line]
+    while todo:
+        name = normal(todo.pop())
+        if name not in allowed and installed(name):
+            allowed.add(name)
+            todo += [need for need in importlib.metadata.requires(name) or [] if "extra ==" not in need]
+    owners = importlib.metadata.packages_distributions()
+    hidden = {module for module, names in owners.items() if not {normal(name) for name in names} & allowed}
+    assert {"torch", "transformers"} <= hidden
+    script = f"""
+import sys
+class Hidden:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden)
+import api, api.server, doctor.__main__
+api.create_app()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def normal(requirement: str) -> str:
+    """The name in a requirement, as package indexes compare it."""
+    found = re.match(r"[\w.-]+", requirement)
+    assert found
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def test_gpu_file_stands_alone_and_adds_a_worker_for_the_gpu_queue() -> None:
+    assert COMPOSE_GPU["include"] == ["docker-compose.yml"]
+    assert COMPOSE_GPU["name"] == COMPOSE["name"]
+    (worker,) = COMPOSE_GPU["services"].values()
+    assert worker["extends"] == {"file": "docker-compose.yml", "service": "worker"}
+    assert worker["build"]["args"]["BASE_IMAGE"] == "gpu-base"
+    assert worker["image"] == "vector-api:gpu"
+    assert worker["command"][worker["command"].index("-Q") + 1] == "gpu"
+    (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "runtime" not in worker  # needs another set-up of the host than a reservation
+
+
+def test_redis_is_not_published_and_the_api_on_the_loopback_address_only() -> None:
+    assert "ports" not in SERVICES["redis"]
+    assert SERVICES["redis"]["networks"] == ["backend"]
+    assert COMPOSE["networks"]["backend"]["internal"] is True
+    published = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_password_is_a_file_that_no_commit_holds() -> None:
+    file = COMPOSE["secrets"]["redis_password"]["file"]
+    assert file.startswith("./deploy/secrets/")
+    assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert all("redis_password" in service["secrets"] for service in SERVICES.values())
+    assert "@" not in COMPOSE["x-environment"]["REDIS_URL"]
+
+
+@pytest.mark.parametrize("name", ["redis", "api", "worker"])
+def test_every_service_is_hardened_checked_and_limited(name: str) -> None:
+    service = SERVICES[name]
+    assert (service["init"], service["read_only"], service["cap_drop"]) == (True, True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["healthcheck"]["test"]
+    assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert service["tmpfs"]
+    assert service["stop_grace_period"]
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_services_wait_for_redis(name: str) -> None:
+    assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_redis_keeps_what_it_is_given() -> None:
+    command = SERVICES["redis"]["command"][-1]
+    assert "--maxmemory-policy noeviction" in command
+    assert "--appendonly yes" in command
+    assert SERVICES["redis"]["volumes"] == ["redis:/data"]
+
+
+def test_services_and_env_files_name_settings_that_exist() -> None:
+    named = {name for service in ("api", "worker") for name in SERVICES[service]["environment"]}
+    for file in (ROOT / "deploy").glob("*.env"):
+        lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+        given = dict(line.split("=", 1) for line in lines)
+        Settings.from_env(given)
+        named |= set(given)
+    assert named - SETTINGS == {"HF_HUB_OFFLINE"}
+    in_image = re.findall(r"\b([A-Z_]+)=", " ".join(line for line in stage("runtime") if line.startswith("ENV")))
+    assert set(in_image) - SETTINGS == {"HOME", "HF_HOME"}
+
+
+def test_deployment_page_tells_every_variable_of_the_compose_files_and_its_default() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]*)`)? ?\| .*\|$", page, re.MULTILINE))
+    text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.gpu.yml").read_text()
+    used = dict(re.findall(r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}", text))
+    assert told == used
+
+
+def test_links_of_the_deployment_page_lead_somewhere() -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)]+)\)", page):
+        path, _, anchor = link.partition("#")
+        if not path.startswith("https://"):
+            assert (ROOT / "docs" / path).exists() if path else anchor in headings, link
