@@ -1,5 +1,6 @@
 """The OpenVINO engine gives the vectors of torch, for every kind of model that converts."""
 
+import importlib.util
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from core.config import Settings
 from core.errors import InvalidSetting, ModelUnavailable
 from tests.model.test_torch_engine import embed, worst_cosine
 
-openvino = pytest.importorskip("openvino", reason="the OpenVINO package is not installed")
+if importlib.util.find_spec("openvino") is None:
+    pytest.skip("the OpenVINO package is not installed", allow_module_level=True)
 
 pytestmark = pytest.mark.model
 
@@ -38,6 +40,12 @@ def test_it_is_the_default_on_a_cpu(fast: Any) -> None:
     assert fast.facts.parity >= 0.999999
 
 
+def test_conversion_reports_to_nobody(fast: Any) -> None:
+    from openvino.tools.ovc import convert_impl
+
+    assert convert_impl.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_vectors_equal_sentence_transformers(fast: Any, texts: list[str], wanted: np.ndarray) -> None:
     assert worst_cosine(embed(fast, texts), wanted) >= 0.999999
 
@@ -61,7 +69,7 @@ def test_second_start_takes_the_converted_model_from_the_cache(
     def convert(*_: Any, **__: Any) -> Any:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(openvino, "convert_model", convert)
+    monkeypatch.setattr("openvino.convert_model", convert)
     assert load(model_folder, cache).facts.engine == "openvino"
 
 
@@ -71,7 +79,7 @@ def test_model_that_does_not_convert_is_left_to_torch(
     def convert(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no conversion rule for this operation")
 
-    monkeypatch.setattr(openvino, "convert_model", convert)
+    monkeypatch.setattr("openvino.convert_model", convert)
     with caplog.at_level("INFO"):
         assert load(model_folder, tmp_path).facts.engine == "torch"
     assert "computing with torch, OpenVINO cannot be had: no conversion rule for this operation" in caplog.text

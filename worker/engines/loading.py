@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from core.config import Settings
 from core.errors import EngineError, ModelUnavailable
@@ -9,6 +10,9 @@ from worker.engines import Engine
 from worker.engines.device import resolve_device
 from worker.engines.parity import parity
 from worker.engines.torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from worker.engines.openvino_engine import OpenVinoEngine
 
 log = logging.getLogger("vector-api")
 
@@ -20,16 +24,22 @@ def load_engine(settings: Settings) -> Engine:
         ModelUnavailable: the device is absent, the model cannot be loaded, or the vectors fall below `PARITY_FLOOR`.
     """
     device = resolve_device(settings.device)
-    engine: Engine = _load_openvino(settings, device) or TorchEngine.load(settings, device)
+    fast = _load_openvino(settings, device)
+    engine: Engine = fast or TorchEngine.load(settings, device)
     if settings.parity:
-        engine = _measured(engine, settings)
+        exact = engine.facts.engine == "torch" and engine.facts.dtype == "float32"
+        found = 1.0 if exact else parity(engine, fast.in_torch() if fast else _exact(settings))
+        _require_floor(engine, found, settings.parity_floor)
+        engine.facts = replace(engine.facts, parity=found)
+    if fast:
+        fast.forget_torch()
     facts = engine.facts
     shown = "" if facts.parity is None else f", parity {facts.parity:.7f}"
     log.info("loaded %s (%s): %s on %s in %s%s", facts.model, facts.revision, facts.engine, facts.device, facts.dtype, shown)
     return engine
 
 
-def _load_openvino(settings: Settings, device: str) -> Engine | None:
+def _load_openvino(settings: Settings, device: str) -> "OpenVinoEngine | None":
     """The OpenVINO engine on a cpu, or None where torch is asked for or has to stand in."""
     if device != "cpu" or settings.engine == "torch":
         if settings.engine == "openvino":
@@ -48,15 +58,15 @@ def _load_openvino(settings: Settings, device: str) -> Engine | None:
         return None
 
 
-def _measured(engine: Engine, settings: Settings) -> Engine:
-    """The engine with its parity among its facts."""
-    exact = engine.facts.engine == "torch" and engine.facts.dtype == "float32"
-    found = 1.0 if exact else parity(engine, TorchEngine.load(replace(settings, dtype="float32"), "cpu"))
-    if not found >= settings.parity_floor:
+def _exact(settings: Settings) -> TorchEngine:
+    """The reference: the same model in float32 torch on the cpu."""
+    return TorchEngine.load(replace(settings, dtype="float32"), "cpu")
+
+
+def _require_floor(engine: Engine, found: float, floor: float) -> None:
+    if not found >= floor:
         raise ModelUnavailable(
             f"the vectors of {engine.facts.engine} in {engine.facts.dtype} are too far from float32 torch: "
-            f"the worst cosine is {found:.6f}, PARITY_FLOOR is {settings.parity_floor}",
+            f"the worst cosine is {found:.6f}, PARITY_FLOOR is {floor}",
             param="PARITY_FLOOR",
         )
-    engine.facts = replace(engine.facts, parity=found)
-    return engine

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from core.config import DEFAULT_MODEL, Settings
 from core.errors import ModelUnavailable
 from worker.engines import Tokens
+from worker.engines.device import usable_cpus
 
 log = logging.getLogger("vector-api")
 
@@ -61,6 +62,7 @@ class Model:
         Raises:
             ModelUnavailable: it cannot be loaded; the message says why and what can be done.
         """
+        torch.set_num_threads(settings.torch_threads or usable_cpus())
         disable_progress_bar()  # type: ignore[no-untyped-call]
         source, revision = settings.model_name, settings.model_revision
         offline = not Path(source).is_dir() and not hub_answers()

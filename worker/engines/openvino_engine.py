@@ -10,14 +10,15 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import openvino
 import torch
 
 from core.config import Settings
@@ -25,7 +26,12 @@ from core.errors import OutOfMemory
 from worker.engines import EngineFacts, Tokens
 from worker.engines.device import resident_bytes, usable_cpus
 from worker.engines.model import Model
-from worker.engines.torch_engine import is_out_of_memory
+from worker.engines.torch_engine import TorchEngine, is_out_of_memory
+
+# OpenVINO's converter reports each use to its makers when this package is there. A service that people run for themselves tells
+# nobody; without the package it takes a stub.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402
 
 log = logging.getLogger("vector-api")
 
@@ -93,7 +99,6 @@ class OpenVinoEngine:
                 "CACHE_DIR": str(folder),
             },
         )
-        model.forget_weights()
         facts = EngineFacts(
             engine="openvino",
             model=model.name,
@@ -106,6 +111,14 @@ class OpenVinoEngine:
             budget_tokens=(settings.batch_size or 8) * model.max_tokens,
         )
         return cls(model, compiled, facts)
+
+    def in_torch(self) -> TorchEngine:
+        """The same model in float32 torch, until `forget_torch`."""
+        return TorchEngine(self._model, replace(self.facts, engine="torch", dtype="float32"), empty_cache_tokens=0)
+
+    def forget_torch(self) -> None:
+        """Free what was needed for the conversion only."""
+        self._model.forget_weights()
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         return self._model.tokenize(texts, prompt_name)

@@ -10,7 +10,7 @@ import torch
 from core.config import Settings
 from core.errors import InvalidSetting, OutOfMemory
 from worker.engines import EngineFacts, Tokens
-from worker.engines.device import resident_bytes, usable_cpus
+from worker.engines.device import resident_bytes
 from worker.engines.model import Model
 
 log = logging.getLogger("vector-api")
@@ -36,7 +36,6 @@ class TorchEngine:
             ModelUnavailable: the model cannot be loaded.
             InvalidSetting: torch does not compute in the `DTYPE` asked for.
         """
-        torch.set_num_threads(settings.torch_threads or usable_cpus())
         dtype = _dtype(settings.dtype, device)
         model = Model.load(settings, device, dtype)
         batch_size = settings.batch_size or (32 if device.startswith("cuda") else 8)
