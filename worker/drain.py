@@ -198,7 +198,7 @@ class Drain:
                     self._preempt(queue)
                 self._leases.check()
                 self._embed([item for item in batch if not item.work.lost])
-                self._commit_whole(queue, {id(item.work): item.work for item in batch}.values())
+                self._commit_whole(queue, dict.fromkeys(item.work for item in batch))
         finally:
             unfinished = [work for work in prepared.works if not work.on_its_way]
             if self._stopping():
@@ -241,8 +241,11 @@ class Drain:
             self._retry(batch, "embedding_failed", f"the model raised {type(error).__name__}", retryable=False)
         else:
             self._count(tokens, padded, time.perf_counter() - started)
-            for item, vector in zip(batch, vectors, strict=True):
-                item.work.succeed(item.position, vector)
+            rows: dict[Work, list[int]] = {}
+            for row, item in enumerate(batch):
+                rows.setdefault(item.work, []).append(row)
+            for work, found in rows.items():
+                work.succeed([batch[row].position for row in found], vectors[found])
 
     def _count(self, batch: Sequence[Tokens], padded: int, seconds: float) -> None:
         self._budget.succeeded(padded, seconds)

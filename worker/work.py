@@ -1,5 +1,6 @@
 """A claimed shard on its way to a result."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,16 +30,19 @@ class Work:
         self.on_its_way = False
         """Whole, and handed over to be stored."""
 
-    def succeed(self, position: int, vector: Vectors) -> None:
-        """Take the model's vector of the input at `position`: cut to the job's dimensions, then scaled to unit length."""
-        vector = vector[: self.dimensions]
+    def succeed(self, positions: Sequence[int], vectors: Vectors) -> None:
+        """Take the model's vectors of the inputs at `positions`: cut to the job's dimensions, then scaled to unit length."""
+        found = vectors[:, : self.dimensions]
         if self.shard.options.normalize:
-            vector = vector / max(float(np.linalg.norm(vector)), 1e-12)
-        if np.isfinite(vector).all():
-            self.vectors[position] = vector
-            self.missing -= 1
-        else:
-            self.fail(position, "not_finite", "the model gave a vector with infinite or undefined numbers")
+            with np.errstate(invalid="ignore"):  # infinity by infinity: told below
+                found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        finite: list[bool] = np.isfinite(found).all(axis=1).tolist()
+        for position, vector, good in zip(positions, found, finite, strict=True):
+            if good:
+                self.vectors[position] = vector
+                self.missing -= 1
+            else:
+                self.fail(position, "not_finite", "the model gave a vector with infinite or undefined numbers")
 
     def fail(self, position: int, code: str, message: str, *, retryable: bool = False) -> None:
         self.errors[position] = InputError(self.shard.span.first + position, code, message, retryable)
