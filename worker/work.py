@@ -36,7 +36,7 @@ class Work:
         if self.shard.options.normalize:
             with np.errstate(invalid="ignore"):  # infinity by infinity: told below
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        finite: list[bool] = np.isfinite(found).all(axis=1).tolist()
+        finite: Any = np.isfinite(found).all(axis=1)
         for position, vector, good in zip(positions, found, finite, strict=True):
             if good:
                 self.vectors[position] = vector
