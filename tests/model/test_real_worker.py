@@ -27,13 +27,8 @@ def test_worker_gives_the_vectors_of_sentence_transformers(
         pytest.skip("the OpenVINO package is not installed")
     stack.worker(app="worker", DEVICE="cpu", ENGINE=engine, DTYPE="float32", CACHE_DIR=str(stack.folder))
     full = ended(ledger, submit(ledger, texts, "full"), seconds=300)
-    assert (full.counts.done, full.device, full.engine, full.dtype, full.dimensions) == (
-        len(texts),
-        "cpu",
-        "torch",
-        "float32",
-        384,
-    )
+    assert (full.counts.done, full.dimensions) == (len(texts), 384)
+    assert (full.device, full.engine, full.dtype) == ("cpu", engine, "float32")
     assert worst_cosine(vectors_of(ledger, "full"), wanted) >= 0.999999
 
     some = texts[:50]
