@@ -62,7 +62,7 @@ def test_password_is_in_no_description_of_the_containers(services: Services) -> 
     password = (ROOT / "deploy" / "secrets" / "redis_password").read_text().strip()
     for container in services.compose("ps", "-q").split():
         assert password not in docker("inspect", container)
-        assert password not in docker("top", container)
+        assert password not in docker("exec", container, "sh", "-c", "cat /proc/[0-9]*/cmdline")
     assert password not in services.compose("logs")
 
 

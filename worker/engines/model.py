@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
@@ -81,8 +81,7 @@ class Model:
             log.info("the hub cannot be reached, taking the copy of %s in the package %s", source, LOCAL_COPY)
             source = copy
             module = _open(source, None, device, dtype, offline)
-        config: Any = getattr(getattr(module[0], "auto_model", None), "config", None)
-        return cls(module.eval(), settings.model_name, getattr(config, "_commit_hash", None) or _folder_digest(Path(source)))
+        return cls(module.eval(), settings.model_name, _revision(source, revision))
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         """Each text, with the named prompt in front, as tokens, cut to `max_tokens`."""
@@ -153,6 +152,17 @@ def _open(source: str, revision: str | None, device: str, dtype: torch.dtype, of
 def _local_copy() -> str | None:
     spec = importlib.util.find_spec(LOCAL_COPY)
     return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
+
+
+def _revision(source: str, revision: str | None) -> str:
+    """The commit of a model of the hub, or the digest of a local folder."""
+    if Path(source).is_dir():
+        return _folder_digest(Path(source))
+    for name in ("modules.json", "config.json"):
+        cached = try_to_load_from_cache(source, name, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name  # …/snapshots/<commit>/config.json
+    return revision or "unknown"
 
 
 def _folder_digest(folder: Path) -> str:
