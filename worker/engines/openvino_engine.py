@@ -96,7 +96,7 @@ class OpenVinoEngine:
                 "PERFORMANCE_HINT": "LATENCY",  # THROUGHPUT splits the CPUs into streams and is slower for one caller
                 "INFERENCE_PRECISION_HINT": PRECISIONS.get(dtype, "f32"),
                 "INFERENCE_NUM_THREADS": settings.torch_threads or usable_cpus(),
-                "CACHE_DIR": str(folder),
+                # No CACHE_DIR: a process may read what another has half written, and it would save half a second.
             },
         )
         facts = EngineFacts(
