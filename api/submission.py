@@ -97,7 +97,7 @@ class Submission:
         services, settings = self.services, self.services.settings
         require_known(request, services.workers.get())
         job_id = f"job_{uuid.uuid4().hex}"
-        total, shards = stage(services.ledger, job_id, inputs, settings)
+        total, shards, rest = stage(services.ledger, job_id, inputs, settings)
         live = services.workers.queues()
         job = NewJob(
             id=job_id,
@@ -113,7 +113,7 @@ class Submission:
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
         )
-        accepted_id, wake = services.ledger.submit(job, max_waiting_inputs=settings.max_waiting_inputs)
+        accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs)
         if wake:
             services.wakes.send(job.queue)
         return Accepted(accepted_id, replayed=accepted_id != job_id)
@@ -149,26 +149,31 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
         raise InvalidRequest(f"unknown prompt_name {shown(request.prompt_name)}; {known}", param="prompt_name")
 
 
-def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settings) -> tuple[int, int]:
-    """Store the inputs as shards, a few at a time. Returns how many inputs and shards they are.
+def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settings) -> tuple[int, int, list[Shard]]:
+    """Store the inputs as shards, a few at a time, but for the last few.
+
+    Returns how many inputs and shards they are, and the shards that are left to be submitted with the job.
 
     Raises:
         InvalidRequest: there is no input; or whatever `inputs` raises. Nothing stays in the ledger then.
     """
     total = count = 0
+    rest: list[Shard] = []
     try:
         for group in _groups(cut(inputs, max_inputs=settings.shard_inputs, max_characters=settings.shard_characters)):
-            ledger.stage(job_id, group)
+            if rest:
+                ledger.stage(job_id, rest)
+            rest = group
             total, count = group[-1].span.end, count + len(group)
     except LedgerUnavailable:
         raise  # what was staged expires by itself; trying to remove it would only cost another timeout
     except BaseException:
-        if count:
+        if count > len(rest):
             _unstage(ledger, job_id)
         raise
     if not total:
         raise InvalidRequest("the body has no inputs, at least one is needed", param="inputs")
-    return total, count
+    return total, count, rest
 
 
 def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:

@@ -116,7 +116,7 @@ class Drain:
                     asked = time.monotonic()
                     prepared = self._prepare(queue)
                     if not prepared.works:
-                        if not self.ledger.await_work(queue, self.worker, seconds=self._linger_seconds):
+                        if not self.ledger.await_work(queue, seconds=self._linger_seconds):
                             return
                         continue
                 if prepared.alone:  # it may take the process down, so nothing else is held beside it
@@ -194,9 +194,9 @@ class Drain:
             for batch in self._cut(prepared.items):
                 if self._stopping():
                     return
-                if prepared.lane is Lane.BULK and not prepared.alone:
+                interactive_waits = self._leases.look(queue)
+                if interactive_waits and prepared.lane is Lane.BULK and not prepared.alone:
                     self._preempt(queue)
-                self._leases.check()
                 self._embed([item for item in batch if not item.work.lost])
                 self._commit_whole(queue, dict.fromkeys(item.work for item in batch))
         finally:

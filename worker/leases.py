@@ -2,15 +2,15 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from core.errors import LedgerUnavailable
 from core.ledger import Ledger
 from worker.log import log
 from worker.work import Work
 
-CHECK_SECONDS = 0.05
-"""How often, at most, the worker asks between batches whether its shards were cancelled."""
+LOOK_SECONDS = 0.02
+"""How often, at most, the worker looks between batches at what goes on in the ledger."""
 
 
 class Leases:
@@ -22,12 +22,13 @@ class Leases:
         self._seconds = seconds
         self._held: dict[Work, str] = {}
         self._lock = threading.Lock()
-        self._checked = 0.0
+        self._looked = 0.0
         threading.Thread(target=self._keep_renewing, name="leases", daemon=True).start()
 
     def hold(self, queue: str, works: Iterable[Work]) -> None:
         with self._lock:
             self._held |= dict.fromkeys(works, queue)
+        self._looked = time.monotonic()  # what was just claimed is ours
 
     def drop(self, works: Iterable[Work]) -> None:
         with self._lock:
@@ -39,20 +40,27 @@ class Leases:
         with self._lock:
             self._held.clear()
 
-    def check(self) -> None:
-        """Renew now, unless that was just done."""
-        if time.monotonic() - self._checked >= CHECK_SECONDS:
-            self._renew()
+    def look(self, queue: str) -> bool:
+        """Mark what was lost. Returns whether interactive work waits in the queue; no, when this was asked just before."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return False
+        works = self._held_of(queue)
+        interactive, kept = self._ledger.look(queue, [work.shard for work in works])
+        _mark_lost(works, kept)
+        self._looked = time.monotonic()
+        return interactive
+
+    def _held_of(self, queue: str) -> list[Work]:
+        with self._lock:
+            return [work for work, at in self._held.items() if at == queue]
 
     def _renew(self) -> None:
         with self._lock:
-            held = dict(self._held)
-        for queue in set(held.values()):
-            works = [work for work, at in held.items() if at == queue]
-            kept = self._ledger.extend(queue, self._worker, [work.shard for work in works], lease_seconds=self._seconds)
-            for work, mine in zip(works, kept, strict=True):
-                work.lost = work.lost or not mine
-        self._checked = time.monotonic()
+            queues = set(self._held.values())
+        for queue in queues:
+            works = self._held_of(queue)
+            shards = [work.shard for work in works]
+            _mark_lost(works, self._ledger.extend(queue, self._worker, shards, lease_seconds=self._seconds))
 
     def _keep_renewing(self) -> None:
         pause = threading.Event()
@@ -62,3 +70,8 @@ class Leases:
                 self._renew()
             except LedgerUnavailable as error:
                 log.warning("could not renew leases: %s", error)
+
+
+def _mark_lost(works: Sequence[Work], kept: Sequence[bool]) -> None:
+    for work, mine in zip(works, kept, strict=True):
+        work.lost = work.lost or not mine

@@ -18,14 +18,13 @@ after the prefix of the settings (default `vector-api:`):
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
     draining:<queue>                 zset    workers at work, by the time that stops being sure   when empty
-    listening:<queue>                zset    workers that wait for the bell, until when           when empty
-    bell:<queue>                     list    new work for a worker that listens                   1 s
     wake:<queue>                     string  a message was just sent                              1 s
     jobs:<tenant>                    zset    the tenant's jobs by creation                        when empty
     expiring                         zset    <job>/<tenant> of ended jobs by expiry               when empty
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
     counters                         hash    totals since the ledger began                        never
     ended                            channel ids of jobs that have just ended
+    bell:<queue>                     channel rings when work waits for the workers that listen
     celery:…                         Celery's own keys
 
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not

@@ -43,9 +43,9 @@ while #taken == HEAD and only == '' do
 end
 
 -- 3. Else shards up to the budget, interactive before bulk but for every fourth claim. Tenants of a lane take turns.
-local order = {only}
+local order, claims = {only}, 'claims:' .. queue
 if only == '' then
-  local bulk_first = redis.call('HINCRBY', key('counters'), 'claims:' .. queue, 1) % 4 == 0
+  local bulk_first = (redis.call('HGET', key('counters'), claims) or 0) % 4 == 3
   order = bulk_first and {'bulk', 'interactive'} or {'interactive', 'bulk'}
 end
 local bytes = 0
@@ -75,12 +75,11 @@ for _, lane in ipairs(order) do
   end
 end
 
--- 4. Who drains is known, so that messages go out for idle workers only.
+-- 4. Who is at work is known, until `release`, so that messages go out for idle workers only. A claim that finds nothing writes
+-- nothing: it waits for no disk.
 if #taken > HEAD then
+  if only == '' then redis.call('HINCRBY', key('counters'), claims, 1) end
   if redis.call('ZADD', key('draining', queue), now + lease, worker) == 1 then redis.call('DEL', key('wake', queue)) end
   taken[1] = wants_wake(queue)
-elseif only == '' then
-  redis.call('ZREM', key('draining', queue), worker)
-  redis.call('DEL', key('wake', queue))
 end
 return taken

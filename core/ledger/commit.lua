@@ -9,9 +9,7 @@ local stored = {}
 for n = 6, #ARGV, 9 do
   local id, shard, attempt, block, dimensions, failed, tokens, truncated, errors = unpack(ARGV, n, n + 8)
   local job = key('job', id)
-  local current = redis.call('HGET', key('attempts', id), shard) == attempt
-    and redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard)
-    and is_live(redis.call('HGET', job, 'status'))
+  local current = is_held(queue, id, shard, attempt)
   if current then
     redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
     redis.call('HSET', key('vectors', id), shard, block)

@@ -13,6 +13,13 @@ local function split(member) return string.match(member, '^([^/]+)/(.*)$') end
 
 local function is_live(status) return status == 'queued' or status == 'running' end
 
+-- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another.
+local function is_held(queue, id, shard, attempt)
+  return redis.call('HGET', key('attempts', id), shard) == attempt
+    and redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard)
+    and is_live(redis.call('HGET', key('job', id), 'status'))
+end
+
 local function add_waiting(queue, lane, inputs)
   redis.call('HINCRBY', key('waiting'), queue .. ':' .. lane, inputs)
 end
@@ -22,6 +29,14 @@ local function line_up(id, queue, lane, tenant, front)
   local line = key('line', queue, lane, tenant)
   if redis.call(front and 'LPUSH' or 'RPUSH', line, id) == 1 then
     redis.call('RPUSH', key('tenants', queue, lane), tenant)
+  end
+end
+
+-- Store a job's shards from ARGV[first] on: shard, input block, shard, …
+local function store_shards(id, first)
+  for n = first, #ARGV, 2 do
+    local shard, block = ARGV[n], ARGV[n + 1]
+    if redis.call('HSET', key('inputs', id), shard, block) == 1 then redis.call('RPUSH', key('pending', id), shard) end
   end
 end
 
@@ -84,20 +99,16 @@ local function waiting_inputs(queue)
   return tonumber(found[1] or 0) + tonumber(found[2] or 0)
 end
 
--- Whether the caller should send `embed_pending(queue)`: work waits, a worker is free, and no message is on its way. A worker that
--- has just run out of work listens for a moment; the bell reaches it sooner than a message.
+-- Whether the caller should send `embed_pending(queue)`: work waits, a worker is free, and no message is on its way. Workers that
+-- have just run out of work listen for a moment: the bell reaches them sooner than a message. A listener may be dead and its
+-- connection not yet closed, so the workers' timers ask `unheard` and get a message all the same.
 -- The token keeps a burst of submits from sending one message each; a lost message costs at most its second.
-local function wants_wake(queue)
+local function wants_wake(queue, unheard)
   local draining, workers = prune(key('draining', queue)), prune(key('workers', queue))
   if waiting_inputs(queue) <= 0 and not redis.call('ZRANGEBYSCORE', key('leases', queue), '-inf', now, 'LIMIT', 0, 1)[1] then
     return 0
   end
-  if prune(key('listening', queue)) > 0 then
-    redis.call('ZPOPMIN', key('listening', queue))
-    redis.call('RPUSH', key('bell', queue), 1)
-    redis.call('PEXPIRE', key('bell', queue), 1000)
-    return 0
-  end
+  if redis.call('PUBLISH', key('bell', queue), '') > 0 and not unheard then return 0 end
   if draining >= math.max(1, workers) then return 0 end
   if redis.call('LLEN', key('celery', queue)) > 0 then return 0 end
   return redis.call('SET', key('wake', queue), now, 'NX', 'PX', 1000) and 1 or 0

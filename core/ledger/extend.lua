@@ -6,10 +6,8 @@ local leases, draining, held = key('leases', queue), key('draining', queue), {}
 prune(draining) -- first: leases must not lapse because the server is full
 for n = 4, #ARGV, 3 do
   local id, shard, attempt = unpack(ARGV, n, n + 2)
-  local member = id .. '/' .. shard
-  local mine = redis.call('HGET', key('attempts', id), shard) == attempt and redis.call('ZSCORE', leases, member)
-    and is_live(redis.call('HGET', key('job', id), 'status'))
-  if mine then redis.call('ZADD', leases, now + lease, member) end
+  local mine = is_held(queue, id, shard, attempt)
+  if mine then redis.call('ZADD', leases, now + lease, id .. '/' .. shard) end
   table.insert(held, mine and 1 or 0)
 end
 redis.call('ZADD', draining, 'XX', now + lease, worker) -- XX: the lease thread may come after the drain has ended

@@ -19,6 +19,7 @@ from redis.retry import Retry
 from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
 from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
+from core.ledger.bell import Bell
 from core.sharding import Input, Shard, Span
 
 STAGED_SECONDS = 600
@@ -159,6 +160,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, prefix: str) -> None:
         self._redis = client
         self._prefix = prefix
+        self._bells: dict[str, Bell] = {}
         folder = Path(__file__).parent
         common = (folder / "common.lua").read_text()
         self._scripts = {
@@ -182,8 +184,7 @@ class Ledger:
     @_translated
     def stage(self, job_id: str, shards: Iterable[Shard]) -> None:
         """Store shards of a job that is not submitted yet. They vanish by themselves if it never is."""
-        blocks = [part for shard in shards for part in (str(shard.span), pack_inputs(shard.inputs))]
-        self._run("stage", job_id, _milliseconds(STAGED_SECONDS), *blocks)
+        self._run("stage", job_id, _milliseconds(STAGED_SECONDS), *_blocks(shards))
 
     @_translated
     def unstage(self, job_id: str) -> None:
@@ -200,10 +201,11 @@ class Ledger:
         return job_id, digest
 
     @_translated
-    def submit(self, job: NewJob, *, max_waiting_inputs: int) -> tuple[str, bool]:
-        """Accept a staged job. Returns the id of the job that now stands for the request, and whether to send a message.
+    def submit(self, job: NewJob, rest: Iterable[Shard] = (), *, max_waiting_inputs: int) -> tuple[str, bool]:
+        """Accept a job whose shards are staged, but for the `rest`, which come along: a small job takes this one call.
 
-        The id is another one when the idempotency key was used before for the same body.
+        Returns the id of the job that now stands for the request, and whether to send a message. The id is another one when the
+        idempotency key was used before for the same body.
 
         Raises:
             BacklogFull: too many inputs would wait; nothing of the job is kept.
@@ -217,21 +219,20 @@ class Ledger:
         }
         fields = [part for pair in record.items() for part in pair]
         head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, max_waiting_inputs)
-        outcome, *rest = self._run("submit", *head, job.idempotency_key, job.body_digest, *fields)
+        outcome, *found = self._run("submit", *head, job.idempotency_key, job.body_digest, *fields, *_blocks(rest))
         match _text(outcome):
             case "accepted":
-                return job.id, bool(rest[0])
+                return job.id, bool(found[0])
             case "exists":
                 self.unstage(job.id)
-                job_id, digest = _text(rest[0]), _text(rest[1])
+                job_id, digest = _text(found[0]), _text(found[1])
                 require_same_body(digest, job.body_digest)
                 return job_id, False
             case "full":
                 self.unstage(job.id)
-                raise self.backlog_full(int(rest[0]), job.inputs, max_waiting_inputs)
+                raise self.backlog_full(int(found[0]), job.inputs, max_waiting_inputs)
             case _:
-                self.unstage(job.id)
-                raise LedgerUnavailable(f"Redis holds {int(rest[0])} of the job's {job.shards} shards; send the job again")
+                raise LedgerUnavailable(f"Redis holds {int(found[0])} of the job's {job.shards} shards; send the job again")
 
     def backlog_full(self, waiting: int, sent: int, limit: int) -> BacklogFull:
         """The error that says so, with a time after which trying again makes sense. `sent` is 0 when it is not known yet."""
@@ -398,8 +399,8 @@ class Ledger:
     def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, lane: Lane | None = None) -> Claim:
         """Shards of one lane with up to `max_bytes` of input (at least one, when any waits), leased to the worker.
 
-        Without `lane` it is the lane whose turn it is; a shard that was in flight when a worker died then comes first, and alone,
-        and a claim that finds nothing also says that the worker is idle. With `lane` the worker may hold other shards.
+        Without `lane` it is the lane whose turn it is; a shard that was in flight when a worker died then comes first, and alone.
+        With `lane` the worker may hold other shards. Who has claimed counts as at work until `release`.
         """
         only = lane.value if lane else ""
         wake, alone, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
@@ -410,13 +411,24 @@ class Ledger:
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 
     @_translated
-    def await_work(self, queue: str, worker: str, *, seconds: float) -> bool:
+    def await_work(self, queue: str, *, seconds: float) -> bool:
         """Waits for new work in an empty queue; whether some came. Sooner than a message by Celery would tell of it."""
-        if seconds <= 0 or self._run("listen", queue, worker, _milliseconds(seconds + 0.5)):
-            return seconds > 0
-        if self._redis.blpop([self._key("bell", queue)], timeout=seconds):
-            return True
-        return bool(self._run("listen", queue, worker, 0))
+        if seconds <= 0:
+            return False
+        if queue not in self._bells:
+            self._bells[queue] = Bell(self._redis, self._key("bell", queue))
+        with self._bells[queue] as bell:
+            return self._waiting(queue) > 0 or bell.rings(seconds)
+
+    def _waiting(self, queue: str) -> int:
+        found = self._redis.hmget(self._key("waiting"), [f"{queue}:{lane.value}" for lane in Lane])
+        return sum(int(inputs or 0) for inputs in found)
+
+    @_translated
+    def look(self, queue: str, shards: Sequence[ClaimedShard]) -> tuple[bool, list[bool]]:
+        """Whether interactive work waits, and for each shard whether the worker still holds it. Writes nothing."""
+        waiting, *held = self._run("look", queue, *[part for shard in shards for part in _name(shard)])
+        return waiting > 0, [bool(mine) for mine in held]
 
     @_translated
     def commit(
@@ -470,7 +482,6 @@ class Ledger:
             for queue in queues:
                 pipe.zrem(self._key("workers", queue), name)
                 pipe.zrem(self._key("draining", queue), name)
-                pipe.zrem(self._key("listening", queue), name)
             pipe.execute()
 
     @_translated
@@ -496,6 +507,10 @@ def job_not_found(job_id: str, param: str = "id") -> JobNotFound:
 def _worker(report: bytes) -> Worker:
     found = json.loads(report)
     return Worker(**(found | {"queues": tuple(found["queues"]), "prompts": tuple(found["prompts"])}))
+
+
+def _blocks(shards: Iterable[Shard]) -> list[Any]:
+    return [part for shard in shards for part in (str(shard.span), pack_inputs(shard.inputs))]
 
 
 def _name(shard: ClaimedShard) -> list[Any]:

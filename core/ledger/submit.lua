@@ -1,8 +1,9 @@
 -- Accept a staged job, in one step and in constant time however many shards it has.
--- ARGV: id, tenant, queue, lane, inputs, shards, max waiting inputs, idempotency key or '', body digest, then the
---       fields of the job's record.
+-- ARGV: id, tenant, queue, lane, inputs, shards, max waiting inputs, idempotency key or '', body digest, four fields of the job's
+--       record with their names, then the shards that are not staged: shard, input block, …
 -- Returns {'accepted', wake} | {'exists', id, digest} | {'full', waiting inputs} | {'lost', shards found}
 local id, tenant, queue, lane, inputs, shards, max_waiting, idempotency, digest = unpack(ARGV, 1, 9)
+local FIELDS, SHARDS = 10, 18
 local job = key('job', id)
 
 if redis.call('EXISTS', job) == 1 then return {'accepted', 0} end -- a repeat of this very call
@@ -13,11 +14,15 @@ end
 local waiting = 0
 for _, n in ipairs(redis.call('HVALS', key('waiting'))) do waiting = waiting + n end
 if waiting + inputs > tonumber(max_waiting) then return {'full', waiting} end
+store_shards(id, SHARDS)
 local staged = redis.call('LLEN', key('pending', id))
-if staged ~= tonumber(shards) or redis.call('HLEN', key('inputs', id)) ~= staged then return {'lost', staged} end
+if staged ~= tonumber(shards) or redis.call('HLEN', key('inputs', id)) ~= staged then
+  redis.call('UNLINK', key('inputs', id), key('pending', id))
+  return {'lost', staged}
+end
 
 redis.call('HSET', job, 'status', 'queued', 'created_at', now, 'tenant', tenant, 'queue', queue, 'lane', lane,
-  'total', inputs, unpack(ARGV, 10))
+  'total', inputs, unpack(ARGV, FIELDS, SHARDS - 1))
 redis.call('PERSIST', key('inputs', id))
 redis.call('PERSIST', key('pending', id))
 if idempotency ~= '' then

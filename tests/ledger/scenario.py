@@ -103,6 +103,9 @@ class Scenario:
         finished = [Committed(shard, result_of(shard, **result)) for shard in shards]
         return self.ledger.commit(queue, finished, **ENGINE)
 
+    def look(self, *shards: ClaimedShard, queue: str = "cpu") -> tuple[bool, list[bool]]:
+        return self.ledger.look(queue, shards)
+
     def extend(self, *shards: ClaimedShard, worker: str = "w1", queue: str = "cpu", lease_seconds: float = 3600) -> list[bool]:
         return self.ledger.extend(queue, worker, shards, lease_seconds=lease_seconds)
 
@@ -124,7 +127,7 @@ class Scenario:
 
     def expire_leases(self, queue: str = "cpu") -> None:
         """What happens when no worker renews for a lease's time."""
-        for name in ("leases", "draining", "listening"):
+        for name in ("leases", "draining"):
             if members := self.redis.zrange(self.key(name, queue), 0, -1):
                 self.redis.zadd(self.key(name, queue), dict.fromkeys(members, 1))
 
@@ -150,6 +153,10 @@ class Scenario:
 
     def all_keys(self) -> set[str]:
         return {name.decode() for name in self.redis.scan_iter(count=10_000)}
+
+    def snapshot(self) -> dict[bytes, bytes]:
+        """Every key with its value."""
+        return {name: self.redis.dump(name) for name in self.redis.scan_iter(count=10_000)}
 
     def job(self, job_id: str = "job", tenant: str = "alice") -> Job:
         return self.ledger.get(job_id, tenant)

@@ -19,6 +19,7 @@ from core.jobs import JobStatus, Lane
 from core.ledger import Claim, ClaimedShard, connect
 from core.recovery import Step, next_step
 from tests.ledger.scenario import PERMANENT, QUEUES, Keys, Scenario
+from tests.processes import wait_for
 
 QUICK = settings(
     max_examples=20,
@@ -67,6 +68,8 @@ class AnyOrder(RuleBasedStateMachine):
         """Who holds a shard in truth, and at which attempt."""
         self.expired: dict[str, set[Name]] = {queue: set() for queue in QUEUES}
         self.busy: dict[str, set[str]] = {queue: set() for queue in QUEUES}
+        self.bell = self.client.pubsub()
+        self.listens = dict.fromkeys(QUEUES, False)
         for worker in WORKERS:
             self.at.report(worker, QUEUES)
         self.look()
@@ -150,8 +153,6 @@ class AnyOrder(RuleBasedStateMachine):
         assert not claim.alone or (len(claim.shards) == 1 and lane is None)
         if claim.shards:
             self.busy[queue].add(worker)
-        elif lane is None:
-            self.busy[queue].discard(worker)
         self.message_if(claim.wake, queue)
         return claim
 
@@ -205,15 +206,28 @@ class AnyOrder(RuleBasedStateMachine):
         if mine:
             self.let_go(name_of(shard))
 
-    @rule(worker=workers, queue=queues)
-    def listen(self, worker: str, queue: str) -> None:
-        waits = any(self.at.waiting(queue, lane) for lane in Lane)
-        assert self.at.ledger._run("listen", queue, worker, 3_600_000) == waits
+    @rule(queue=queues)
+    def listen(self, queue: str) -> None:
+        """A worker that found nothing listens; one that does already goes away."""
+        if self.listens[queue]:
+            self.bell.unsubscribe(self.at.key("bell", queue))
+        else:
+            self.bell.subscribe(self.at.key("bell", queue))
+        self.listens[queue] = not self.listens[queue]
+        wait_for(lambda: self.client.pubsub_numsub(self.at.key("bell", queue))[0][1] == self.listens[queue])
 
-    @rule(worker=workers, queue=queues)
-    def bell_rings(self, worker: str, queue: str) -> None:
-        if self.client.lpop(self.at.key("bell", queue)):
-            self.hand_out(worker, queue, 10**9)
+    @rule(worker=workers)
+    def bell_rings(self, worker: str) -> None:
+        message = self.bell.get_message(ignore_subscribe_messages=True)
+        if message:
+            self.hand_out(worker, message["channel"].decode().rsplit(":", 1)[1], 10**9)
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks)
+    def look_up(self, pick: int) -> None:
+        worker, queue, shard = chosen(self.beliefs, pick)
+        interactive = self.at.waiting(queue, Lane.INTERACTIVE) > 0
+        assert self.at.look(shard, queue=queue) == (interactive, [self.holds(worker, shard)])
 
     @rule(worker=workers)
     def die(self, worker: str) -> None:
@@ -247,14 +261,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(queue=queues)
     def timer(self, queue: str) -> None:
-        """A second after the last message: if work waits, one who listens hears the bell; else a message goes out exactly if a
-        worker is idle and none is on its way."""
+        """A second after the last message: if work waits, another goes out exactly if a worker is idle and none is on its way."""
         self.at.forget_message(queue)
         work = queue in self.queues_with_work()
-        listening = self.listeners(queue)
-        wanted = work and not listening and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
+        wanted = work and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
         assert self.at.ledger.wants_wake(queue) == wanted
-        assert self.listeners(queue) == max(0, listening - work)
         self.message_if(wanted, queue)
 
     @rule(queue=queues)
@@ -269,9 +280,6 @@ class AnyOrder(RuleBasedStateMachine):
     def message_if(self, wanted: bool, queue: str) -> None:
         if wanted:
             self.client.lpush(self.at.key("celery", queue), "embed_pending")
-
-    def listeners(self, queue: str) -> int:
-        return self.client.zcount(self.at.key("listening", queue), 2, "+inf")  # type: ignore[return-value]
 
     def messages(self, queue: str) -> int:
         return self.client.llen(self.at.key("celery", queue))  # type: ignore[return-value]
@@ -322,7 +330,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.at.ledger.retire(worker, QUEUES)
         for queue in QUEUES:
             self.at.forget_message(queue)
-            self.client.delete(self.at.key("bell", queue))
+        self.bell.close()
         assert self.at.all_keys() <= PERMANENT
 
     def drain(self, queue: str, worker: str) -> None:
@@ -330,7 +338,7 @@ class AnyOrder(RuleBasedStateMachine):
         for _ in range(5):
             claim = self.hand_out(worker, queue, 60)
             if not claim.shards:
-                return
+                break
             if next_step(claim.shards[0].attempt, claim.shards[0].span.count, MAX_ATTEMPTS) is Step.DIVIDE:
                 self.divide(0)
             else:
@@ -367,7 +375,10 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
         elif move == 9:
             random.choice([machine.end_drain, machine.claim_at_random, lambda who, _: machine.die(who)])(worker, queue)
         elif move == 10:
-            random.choice([machine.listen, machine.bell_rings])(worker, queue)
+            machine.listen(queue)
+            machine.bell_rings(worker)
+            if beliefs:
+                machine.look_up(pick)
         machine.look()
 
 

@@ -59,7 +59,7 @@ def test_nothing_is_left_of_jobs_that_were_deleted(at: Scenario) -> None:
         assert at.ledger.remove(f"job{n}", f"tenant{n % 3}") == "deleted"
     for queue in ("cpu", "gpu"):
         for worker in ("w1", "w2"):
-            at.claim(worker, queue)
+            at.release(worker=worker, queue=queue)
     assert at.all_keys() == PERMANENT
 
 

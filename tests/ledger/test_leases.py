@@ -39,6 +39,20 @@ def test_extend_tells_for_each_shard_whether_it_is_still_held(at: Scenario) -> N
     assert at.extend(committed, cancelled, replace(stolen, attempt=2), mine) == [False, False, False, True]
 
 
+def test_look_tells_what_is_still_held_and_whether_interactive_work_waits(at: Scenario) -> None:
+    at.submit("job1", (1, 1))
+    at.submit("job2", (1,))
+    shards = at.claim().shards
+    assert at.look(*shards) == (False, [True, True, True])
+    at.ledger.remove("job2", "alice")
+    at.commit(shards[0])
+    at.submit("fast", (1,), lane=Lane.INTERACTIVE)
+    at.submit("other", (1,), lane=Lane.INTERACTIVE, queue="gpu")
+    assert at.look(*shards) == (True, [False, True, False])
+    at.claim("w3", lane=Lane.INTERACTIVE)
+    assert at.look(*shards) == (False, [False, True, False])
+
+
 def test_shard_that_was_taken_back_cannot_be_extended(at: Scenario) -> None:
     at.submit("job", (1,))
     late = at.claim_one("w1")

@@ -4,67 +4,62 @@ import threading
 
 import pytest
 
-from tests.ledger.scenario import Scenario
+from core.ledger import Ledger
+from tests.ledger.scenario import PREFIX, Scenario
+from tests.processes import wait_for
 
 NEVER, SOON = 0.05, 10.0
 
 
+def listeners(at: Scenario) -> int:
+    return int(at.redis.pubsub_numsub(at.key("bell", "cpu"))[0][1])
+
+
 def test_nothing_comes(at: Scenario) -> None:
-    assert not at.ledger.await_work("cpu", "w1", seconds=NEVER)
+    for _ in range(2):
+        assert not at.ledger.await_work("cpu", seconds=NEVER)
+    wait_for(lambda: not listeners(at), what="the end of listening")
     assert at.submit() == ("job", True), "nobody listens any more, so a message is due"
 
 
 def test_work_that_waits_already_needs_no_bell(at: Scenario) -> None:
     at.submit()
-    assert at.ledger.await_work("cpu", "w1", seconds=SOON)
+    assert at.ledger.await_work("cpu", seconds=SOON)
 
 
 def test_without_patience_nobody_listens(at: Scenario) -> None:
     at.submit()
-    assert not at.ledger.await_work("cpu", "w1", seconds=0)
+    assert not at.ledger.await_work("cpu", seconds=0)
 
 
-def test_bell_that_rings_too_late_to_be_heard_is_made_up_for(at: Scenario) -> None:
-    blpop = at.redis.blpop
+def test_bell_of_the_last_time_is_not_heard_again(at: Scenario) -> None:
+    at.submit("job1")
+    assert at.ledger.await_work("cpu", seconds=SOON)
+    at.submit("job2")
+    at.claim()
+    assert not at.ledger.await_work("cpu", seconds=NEVER)
 
-    def hears_nothing(names: list[str], timeout: float) -> None:
+
+def test_message_goes_out_when_a_listener_does_not_react(at: Scenario) -> None:
+    with at.redis.pubsub() as frozen:
+        frozen.subscribe(at.key("bell", "cpu"))
+        wait_for(lambda: listeners(at), what="the listener")
         assert at.submit() == ("job", False), "the bell rang instead of a message"
-
-    at.redis.blpop = hears_nothing
-    assert at.ledger.await_work("cpu", "w1", seconds=SOON)
-    at.redis.blpop = blpop
-    assert not at.claim("w1").wake
-
-
-def test_worker_that_died_while_it_listened_costs_one_bell(at: Scenario) -> None:
-    at.ledger._run("listen", "cpu", "dead", 10_000)
-    assert not at.submit("job1")[1]
-    assert 0 < at.redis.pttl(at.key("bell", "cpu")) <= 1000
-    assert at.ledger.wants_wake("cpu")
-
-
-def test_retired_worker_listens_no_longer(at: Scenario) -> None:
-    at.ledger._run("listen", "cpu", "w1", 10_000)
-    at.ledger.retire("w1", ["cpu"])
-    assert at.submit("job1")[1]
+        assert at.ledger.wants_wake("cpu")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_submit_rings_for_one_worker_instead_of_sending_a_message(at: Scenario, workers: int) -> None:
-    heard: list[str] = []
+def test_submit_rings_instead_of_sending_a_message(at: Scenario, workers: int) -> None:
+    heard: list[bool] = []
 
-    def listen(worker: str) -> None:
-        if at.ledger.await_work("cpu", worker, seconds=SOON):
-            heard.append(worker)
+    def listen() -> None:
+        heard.append(Ledger(at.redis, PREFIX).await_work("cpu", seconds=SOON))
 
-    threads = [threading.Thread(target=listen, args=(f"w{n}",)) for n in range(workers)]
+    threads = [threading.Thread(target=listen) for _ in range(workers)]
     for thread in threads:
         thread.start()
-    while at.redis.zcard(at.key("listening", "cpu")) < workers:
-        pass
-    for n in range(workers):
-        assert at.submit(f"job{n}", (1,)) == (f"job{n}", False)
+    wait_for(lambda: listeners(at) == workers, what="the listeners")
+    assert at.submit() == ("job", False)
     for thread in threads:
         thread.join(timeout=SOON)
-    assert len(heard) == workers
-    assert at.redis.zcard(at.key("listening", "cpu")) == 0
+    assert heard == [True] * workers

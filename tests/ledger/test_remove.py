@@ -93,7 +93,7 @@ def test_ended_job_is_deleted_without_a_trace(at: Scenario, status: JobStatus) -
             at.commit(shard, failed=[0, 1] if status is JobStatus.FAILED else [0])
     assert at.job().status is status
     assert at.ledger.remove("job", "alice") == "deleted"
-    at.claim()
+    at.release()
     assert at.all_keys() == PERMANENT
     with pytest.raises(JobNotFound):
         at.ledger.remove("job", "alice")
@@ -118,6 +118,7 @@ def test_cancel_of_many_jobs_leaves_counters_at_zero(at: Scenario) -> None:
     for n in range(20):
         assert at.ledger.remove(f"job{n}", f"tenant{n % 3}") == "cancelled"
     assert (at.waiting(), at.claim().shards) == (0, ())
-    at.claim("w2")
+    for worker in ("w1", "w2"):
+        at.release(worker=worker)
     kinds = {name.removeprefix(PREFIX).split(":")[0] for name in at.all_keys()}
     assert kinds == {"job", "jobs", "expiring", "waiting", "counters"}

@@ -45,6 +45,29 @@ def test_shards_may_be_staged_in_portions(at: Scenario) -> None:
     assert [item.text for shard in at.claim().shards for item in shard.inputs] == [i.text for s in shards for i in s.inputs]
 
 
+@pytest.mark.parametrize("staged", [0, 2])
+def test_last_shards_may_come_along(at: Scenario, staged: int) -> None:
+    shards = shards_of("job", (2, 2, 1))
+    if staged:
+        at.ledger.stage("job", shards[:staged])
+    job = at.new_job("job", (2, 2, 1))
+    assert [at.ledger.submit(job, shards[staged:], max_waiting_inputs=10**9) for _ in range(2)] == [("job", True), ("job", False)]
+    assert [item.text for shard in at.claim().shards for item in shard.inputs] == [i.text for s in shards for i in s.inputs]
+    assert at.redis.ttl(at.key("inputs", "job")) == -1
+
+
+@pytest.mark.parametrize("refused", ["full", "exists"])
+def test_shards_that_come_along_with_a_refused_job_leave_nothing(at: Scenario, refused: str) -> None:
+    at.submit("job1", (2,), idempotency_key="k", body_digest="d")
+    key, limit = ("k", 10) if refused == "exists" else ("other", 3)
+    job = at.new_job("job2", (2,), idempotency_key=key, body_digest="d")
+    try:
+        assert at.ledger.submit(job, shards_of("job2", (2,)), max_waiting_inputs=limit) == ("job1", False)
+    except BacklogFull:
+        assert refused == "full"
+    assert not any("job2" in name for name in at.all_keys())
+
+
 def test_late_repeat_of_stage_leaves_a_live_job_without_expiry(at: Scenario) -> None:
     at.submit("job", (2, 2))
     at.stage("job", (2, 2))
@@ -72,8 +95,8 @@ def test_job_whose_staging_is_lost_is_refused_and_leaves_nothing(at: Scenario, l
         at.redis.hdel(at.key("inputs", "job"), "2+2")
     else:
         at.redis.delete(at.key(lost, "job"))
-    with pytest.raises(LedgerUnavailable, match="of the job's 2 shards; send the job again"):
-        at.ledger.submit(at.new_job("job", (2, 2)), max_waiting_inputs=10**9)
+    with pytest.raises(LedgerUnavailable, match="of the job's 3 shards; send the job again"):
+        at.ledger.submit(at.new_job("job", (2, 2, 1)), shards_of("job", (2, 2, 1))[2:], max_waiting_inputs=10**9)
     assert at.all_keys() == set()
 
 

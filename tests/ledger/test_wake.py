@@ -66,13 +66,14 @@ def test_claim_that_leaves_nothing_wakes_nobody(at: Scenario) -> None:
     assert not at.claim("w1").wake
 
 
-def test_worker_that_found_nothing_is_woken_by_the_next_job(at: Scenario) -> None:
+def test_worker_that_ended_its_drain_is_woken_by_the_next_job(at: Scenario) -> None:
     at.report("w1")
     at.submit("job1", (1,))
     at.claim("w1")
     assert not at.submit("job2", (1,))[1]
     at.claim("w1")
     assert at.claim("w1").shards == ()
+    assert not at.release(worker="w1")
     assert at.submit("job3", (1,))[1]
 
 
@@ -84,7 +85,18 @@ def test_message_that_found_nothing_does_not_hold_up_the_next(at: Scenario) -> N
     assert at.submit("job2", (1,))[1]
     at.claim("w1")  # takes what w2 was woken for
     assert at.claim("w2").shards == ()
+    assert not at.release(worker="w2")
     assert at.submit("job3", (1,))[1]
+
+
+def test_claim_that_finds_nothing_writes_nothing(at: Scenario) -> None:
+    at.report("w1")
+    at.finish_job()
+    before = at.snapshot()
+    for lane in (None, Lane.BULK, Lane.INTERACTIVE):
+        assert at.claim("w1", lane=lane).shards == ()
+        assert at.look() == (False, [])
+    assert at.snapshot() == before
 
 
 def test_end_of_a_drain_asks_for_a_message_while_work_waits(at: Scenario) -> None:
@@ -145,7 +157,7 @@ def test_lease_thread_that_comes_late_does_not_make_an_idle_worker_busy(at: Scen
     at.submit("job1", (1,))
     shard = at.claim_one("w1")
     at.commit(shard)
-    at.claim("w1")
+    at.release(worker="w1")
     at.extend(shard, worker="w1")
     assert at.submit("job2", (1,))[1]
 
