@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-unit test-containers bench lint types format clean
+.PHONY: help setup demo run doctor test test-unit test-containers chaos bench lint types format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,10 @@ test-unit: $(READY) ## run the tests that need no Redis and no model
 
 test-containers: $(READY) ## build the images with Docker, look at them, run a job in them (GPU=1: the GPU image, too)
 	TEST_CONTAINERS=1 TEST_GPU_IMAGE=$(GPU) $(BIN)/python -m pytest tests/containers tests/unit/test_container_files.py
+
+KILLS ?= 1000
+chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
+	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 bench: $(READY) ## measure: throughput, jobs of one text, the ledger, cold start; tables and bench/results/*.json
 	$(BIN)/python -m bench.throughput
