@@ -19,7 +19,7 @@ from core.config import Settings
 from core.errors import InvalidRequest, LedgerUnavailable
 from core.jobs import Lane
 from core.ledger import Ledger, NewJob, Worker, require_same_body
-from core.routing import choose_queue
+from core.routing import choose_queue, may_move
 from core.sharding import Input, Shard, cut
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ class Submission:
             ttl_seconds=request.ttl_seconds or settings.result_ttl_seconds,
             inputs=total,
             shards=shards,
+            moves=may_move(request.queue, job_id=job_id, gpu_share=settings.gpu_share),
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
         )

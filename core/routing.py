@@ -5,6 +5,9 @@ from collections.abc import Collection
 
 QUEUES = ("cpu", "gpu")
 
+HOME, FALLBACK = "gpu", "cpu"
+"""Where `auto` jobs within `GPU_SHARE` are worked on, and where while no worker of that queue lives."""
+
 
 def choose_queue(requested: str, *, job_id: str, live_queues: Collection[str], gpu_share: float) -> str:
     """`cpu` or `gpu`.
@@ -14,9 +17,18 @@ def choose_queue(requested: str, *, job_id: str, live_queues: Collection[str], g
     """
     if requested != "auto":
         return requested
-    if "gpu" not in live_queues:
-        return "cpu"
-    return "gpu" if share_of(job_id) < gpu_share else "cpu"
+    return HOME if HOME in live_queues and may_move(requested, job_id=job_id, gpu_share=gpu_share) else FALLBACK
+
+
+def may_move(requested: str, *, job_id: str, gpu_share: float) -> bool:
+    """Whether the job goes from one queue to the other as gpu workers come and go."""
+    return requested == "auto" and share_of(job_id) < gpu_share
+
+
+def auto_shares(*, live_queues: Collection[str], gpu_share: float) -> tuple[dict[str, float], str]:
+    """Share of the `auto` jobs that go to each queue now, and why: `setting` (`GPU_SHARE`) or `no_gpu_worker`."""
+    share, reason = (gpu_share, "setting") if HOME in live_queues else (0.0, "no_gpu_worker")
+    return {HOME: share, FALLBACK: round(1 - share, 12)}, reason
 
 
 def share_of(job_id: str) -> float:

@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +234,18 @@ class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
         if is_stopping():
             return
         try:
+            self._move(ledger)
             for queue in app.amqp.queues.consume_from:
                 if ledger.wants_wake(queue):
                     send_embed_pending(app, queue)
         except Exception as error:  # Redis is away; the next round asks again
             log.debug("could not look for work: %s", error)
+
+    def _move(self, ledger: Ledger) -> None:
+        """Take work that may go to either queue to where workers live. A long backlog takes several rounds: `inspect` waits."""
+        deadline = time.monotonic() + settings.wake_seconds / 4
+        while ledger.move(_node_name) and time.monotonic() < deadline:
+            pass
 
 
 app.steps["worker"].add(LookForWork)

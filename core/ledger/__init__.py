@@ -14,6 +14,8 @@ after the prefix of the settings (default `vector-api:`):
     tenants:<queue>:<lane>           list    tenants with such jobs, whose turn it is first       when empty
     suspects:<queue>                 list    <job>/<shard> in flight when a worker died           when empty
     leases:<queue>                   zset    <job>/<shard> by the time the lease ends             when empty
+    auto:<queue>                     zset    live jobs there that `move` may take elsewhere       when empty
+    moving                           string  the worker that moves jobs just now                  1 s
     waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
@@ -26,6 +28,9 @@ after the prefix of the settings (default `vector-api:`):
     ended                            channel ids of jobs that have just ended
     bell:<queue>                     channel rings when work waits for the workers that listen
     celery:…                         Celery's own keys
+
+An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
+waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
 
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
 supported; one Redis with a replica (Sentinel) is.

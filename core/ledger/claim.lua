@@ -7,17 +7,8 @@ local leases, suspects = key('leases', queue), key('suspects', queue)
 local HEAD = 3
 local MOST_TAKEN = HEAD + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
--- 1. Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone.
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('ZREM', leases, member)
-  local id, shard = split(member)
-  local record = redis.call('HMGET', key('job', id), 'status', 'lane')
-  if is_live(record[1]) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
-    redis.call('HINCRBY', key('counters'), 'recovered', 1)
-    redis.call('RPUSH', suspects, member)
-    add_waiting(queue, record[2], count_of(shard))
-  end
-end
+-- 1. What workers held that died since.
+recover(queue)
 
 local taken = {0, 0, ''}
 local function take(id, shard, record, block)

@@ -40,6 +40,29 @@ local function store_shards(id, first)
   end
 end
 
+-- Take a job out of its lane. It begins with what needs no memory, so that a full server does it all the same.
+local function leave_line(id, queue, lane, tenant)
+  local line = key('line', queue, lane, tenant)
+  redis.call('LREM', line, 1, id)
+  if redis.call('EXISTS', line) == 0 then redis.call('LREM', key('tenants', queue, lane), 1, tenant) end
+end
+
+-- Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone, in the queue where
+-- its job waits now.
+local function recover(queue)
+  local leases = key('leases', queue)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
+    redis.call('ZREM', leases, member)
+    local id, shard = split(member)
+    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue')
+    if is_live(record[1]) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
+      redis.call('HINCRBY', key('counters'), 'recovered', 1)
+      redis.call('RPUSH', key('suspects', record[3]), member)
+      add_waiting(record[3], record[2], count_of(shard))
+    end
+  end
+end
+
 local function job_keys(id)
   return key('job', id), key('inputs', id), key('pending', id), key('attempts', id), key('vectors', id), key('errors', id)
 end
@@ -61,12 +84,13 @@ end
 -- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped.
 local function finish(id, status)
   local job = key('job', id)
-  local found = redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency')
+  local found = redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home')
   local expires = now + found[2] * 1000
   redis.call('HSET', job, 'status', status, 'ended_at', now, 'expires_at', expires)
   redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id))
   for _, name in ipairs({job, key('vectors', id), key('errors', id)}) do redis.call('PEXPIREAT', name, expires) end
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
+  if found[5] then redis.call('ZREM', key('auto', found[4]), id) end
   redis.call('ZADD', key('expiring'), expires, id .. '/' .. found[1])
   redis.call('PUBLISH', key('ended'), id)
 end

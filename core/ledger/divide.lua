@@ -4,7 +4,7 @@
 local queue, id, shard, attempt = unpack(ARGV, 1, 4)
 if redis.call('HGET', key('attempts', id), shard) ~= attempt
   or redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 0 then return 0 end
-local record = redis.call('HMGET', key('job', id), 'status', 'lane')
+local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue')
 if not is_live(record[1]) then return 0 end
 redis.call('HDEL', key('inputs', id), shard)
 redis.call('HDEL', key('attempts', id), shard)
@@ -13,8 +13,8 @@ for n = 5, #ARGV, 2 do
   local part, block = ARGV[n], ARGV[n + 1]
   redis.call('HSET', key('inputs', id), part, block)
   redis.call('HSET', key('attempts', id), part, attempt - 1) -- the attempt that only divided is not counted
-  redis.call('RPUSH', key('suspects', queue), id .. '/' .. part)
+  redis.call('RPUSH', key('suspects', record[3]), id .. '/' .. part)
   waiting = waiting + count_of(part)
 end
-add_waiting(queue, record[2], waiting)
+add_waiting(record[3], record[2], waiting)
 return 1

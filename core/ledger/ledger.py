@@ -20,6 +20,7 @@ from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, un
 from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
+from core.routing import FALLBACK, HOME
 from core.sharding import Input, Shard, Span
 
 STAGED_SECONDS = 600
@@ -46,6 +47,8 @@ class NewJob:
     ttl_seconds: int
     inputs: int
     shards: int
+    moves: bool = False
+    """It may go to either queue, so `Ledger.move` takes it where a worker lives."""
     idempotency_key: str = ""
     """Digest of the client's key, or empty."""
     body_digest: str = ""
@@ -113,6 +116,11 @@ class QueueState:
     oldest_seconds: float | None
     """Age of the oldest job with unclaimed shards."""
     workers: tuple[Worker, ...]
+
+    @property
+    def stalled(self) -> bool:
+        """Work waits and no worker lives that could take it."""
+        return sum(self.waiting.values()) > 0 and not self.workers
 
 
 def connect(url: str, *, timeout_seconds: float, retries: int) -> redis.Redis:
@@ -218,8 +226,11 @@ class Ledger:
             "ttl_seconds": job.ttl_seconds,
         }
         fields = [part for pair in record.items() for part in pair]
+        home, fallback = (HOME, FALLBACK) if job.moves else ("", "")
         head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, max_waiting_inputs)
-        outcome, *found = self._run("submit", *head, job.idempotency_key, job.body_digest, *fields, *_blocks(rest))
+        outcome, *found = self._run(
+            "submit", *head, job.idempotency_key, job.body_digest, home, fallback, *fields, *_blocks(rest)
+        )
         match _text(outcome):
             case "accepted":
                 return job.id, bool(found[0])
@@ -394,6 +405,15 @@ class Ledger:
         return max(0.0, time.time() - min(times)) if times else None
 
     # What a worker calls ------------------------------------------------------------------------------------------
+
+    @_translated
+    def move(self, worker: str) -> int:
+        """Take the waiting work of jobs that may go to either queue to gpu while a gpu worker lives, else where cpu workers live.
+
+        What is under a lease stays with its worker. Returns how many jobs this worker should go on with: one call takes a hundred
+        at most, as Redis answers nobody else meanwhile.
+        """
+        return int(self._run("move", HOME, FALLBACK, worker))
 
     @_translated
     def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, lane: Lane | None = None) -> Claim:

@@ -1,9 +1,10 @@
 -- Accept a staged job, in one step and in constant time however many shards it has.
--- ARGV: id, tenant, queue, lane, inputs, shards, max waiting inputs, idempotency key or '', body digest, four fields of the job's
---       record with their names, then the shards that are not staged: shard, input block, …
+-- ARGV: id, tenant, queue, lane, inputs, shards, max waiting inputs, idempotency key or '', body digest, home and fallback (''
+--       unless the job may move), four fields of the job's record with their names, then the shards that are not staged: shard,
+--       input block, …
 -- Returns {'accepted', wake} | {'exists', id, digest} | {'full', waiting inputs} | {'lost', shards found}
-local id, tenant, queue, lane, inputs, shards, max_waiting, idempotency, digest = unpack(ARGV, 1, 9)
-local FIELDS, SHARDS = 10, 18
+local id, tenant, queue, lane, inputs, shards, max_waiting, idempotency, digest, home, fallback = unpack(ARGV, 1, 11)
+local FIELDS, SHARDS = 12, 20
 local job = key('job', id)
 
 if redis.call('EXISTS', job) == 1 then return {'accepted', 0} end -- a repeat of this very call
@@ -30,6 +31,10 @@ if idempotency ~= '' then
   redis.call('SET', key('idempotency', tenant, idempotency), id .. ' ' .. digest)
 end
 redis.call('ZADD', key('jobs', tenant), now, id)
+if home ~= '' then
+  redis.call('HSET', job, 'home', home, 'fallback', fallback)
+  redis.call('ZADD', key('auto', queue), now, id)
+end
 line_up(id, queue, lane, tenant, false)
 add_waiting(queue, lane, inputs)
 sweep(10) -- more than this adds, so the indexes cannot outgrow what lives

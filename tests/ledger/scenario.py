@@ -231,10 +231,17 @@ class Keys:
         tenants: defaultdict[str, set[str]] = defaultdict(set)
         held: dict[str, list[str]] = {job_id: [] for job_id in jobs}
         for queue in QUEUES:
-            for member in [*self.of("suspects", queue), *dict(self.of("leases", queue))]:
+            for member in self.of("suspects", queue):
                 job_id, shard = member.split("/")
                 assert jobs[job_id]["queue"] == queue
                 held[job_id].append(shard)
+            for member in dict(self.of("leases", queue)):
+                job_id, shard = member.split("/")
+                assert jobs[job_id]["queue"] == queue or "home" in jobs[job_id], "a job that cannot move has a lease elsewhere"
+                held[job_id].append(shard)
+            movable = {job_id for job_id, record in jobs.items() if "home" in record and record["queue"] == queue}
+            live = {job_id for job_id in movable if not JobStatus(jobs[job_id]["status"]).ended}
+            assert set(dict(self.of("auto", queue))) == live, "a job that may move is not found, or one is that may not"
         for job_id, record in jobs.items():
             if JobStatus(record["status"]).ended:
                 assert not held[job_id], "an ended job has suspects or leases"

@@ -70,6 +70,11 @@ class AnyOrder(RuleBasedStateMachine):
         self.busy: dict[str, set[str]] = {queue: set() for queue in QUEUES}
         self.bell = self.client.pubsub()
         self.listens = dict.fromkeys(QUEUES, False)
+        self.live = dict.fromkeys(QUEUES, True)
+        """Whether the workers report themselves; those that do not may work all the same."""
+        self.places: dict[str, str] = {}
+        """The queue of each job."""
+        self.movable: set[str] = set()
         for worker in WORKERS:
             self.at.report(worker, QUEUES)
         self.look()
@@ -82,11 +87,13 @@ class AnyOrder(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS),
         counts=st.lists(st.integers(1, 3), min_size=1, max_size=4),
         repeated=st.booleans(),
+        moves=st.booleans(),
     )
-    def submit(self, queue: str, lane: Lane, tenant: str, counts: list[int], repeated: bool) -> None:
+    def submit(self, queue: str, lane: Lane, tenant: str, counts: list[int], repeated: bool, moves: bool) -> None:
         job_id = f"job{self.submitted}"
         self.submitted += 1
-        fields = {"queue": queue, "lane": lane, "tenant": tenant, "idempotency_key": f"k{self.submitted}", "body_digest": "d"}
+        fields = {"queue": queue, "lane": lane, "tenant": tenant, "moves": moves}
+        fields |= {"idempotency_key": f"k{self.submitted}", "body_digest": "d"}
         for _ in range(1 + repeated):
             accepted, wake = self.at.submit(job_id, counts, **fields)
             assert accepted == job_id
@@ -94,6 +101,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.tenants[job_id] = tenant
         self.totals[job_id] = sum(counts)
         self.committed[job_id] = 0
+        self.places[job_id] = queue
+        if moves:
+            self.movable.add(job_id)
 
     @rule(count=st.integers(1, 3))
     def stage_only(self, count: int) -> None:
@@ -120,8 +130,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def forget(self, job_id: str) -> None:
         assert self.at.ledger.status(job_id) is None
-        for known in (self.tenants, self.totals, self.committed, self.ended):
+        for known in (self.tenants, self.totals, self.committed, self.ended, self.places):
             del known[job_id]
+        self.movable.discard(job_id)
 
     # Workers ----------------------------------------------------------------------------------------------------------
 
@@ -234,6 +245,33 @@ class AnyOrder(RuleBasedStateMachine):
         """Its leases go on until they run out; what it was doing is forgotten."""
         self.beliefs = [held for held in self.beliefs if held[0] != worker]
 
+    @rule(queue=queues, died=st.booleans())
+    def workers_leave(self, queue: str, died: bool) -> None:
+        """All of them, for good; if they died, nobody renews their leases."""
+        for worker in WORKERS:
+            self.at.ledger.retire(worker, [queue])
+        self.live[queue] = False
+        self.busy[queue].clear()
+        if died:
+            self.time_passes(queue)
+
+    @rule(queue=queues)
+    def workers_come(self, queue: str) -> None:
+        for worker in WORKERS:
+            self.at.report(worker, (queue,))
+        self.live[queue] = True
+
+    @rule()
+    def move(self) -> None:
+        """Work goes to gpu or to cpu, to where somebody lives; nobody else looks at the leases of a queue that all have left."""
+        assert self.at.ledger.move("c1") == 0
+        if any(self.live.values()):
+            for queue in QUEUES:
+                if not self.live[queue]:
+                    for name in set(self.expired[queue]):
+                        self.let_go(name)
+            self.places |= dict.fromkeys(self.movable - set(self.ended), "gpu" if self.live["gpu"] else "cpu")
+
     def take(self, pick: int, more: int) -> tuple[str, str, list[ClaimedShard]]:
         """A shard that some worker believes to hold, and up to `more` others of that worker and queue. It lets go of them."""
         worker, queue, first = chosen(self.beliefs, pick)
@@ -264,7 +302,8 @@ class AnyOrder(RuleBasedStateMachine):
         """A second after the last message: if work waits, another goes out exactly if a worker is idle and none is on its way."""
         self.at.forget_message(queue)
         work = queue in self.queues_with_work()
-        wanted = work and len(self.busy[queue]) < len(WORKERS) and not self.messages(queue)
+        workers = len(WORKERS) if self.live[queue] else 1
+        wanted = work and len(self.busy[queue]) < workers and not self.messages(queue)
         assert self.at.ledger.wants_wake(queue) == wanted
         self.message_if(wanted, queue)
 
@@ -294,6 +333,7 @@ class AnyOrder(RuleBasedStateMachine):
         jobs = self.keys.jobs()
         assert set(jobs) == set(self.tenants)
         for job_id, record in jobs.items():
+            assert record["queue"] == self.places[job_id]
             if job_id in self.ended:
                 assert record == self.ended[job_id], "an ended job has changed"
                 continue
@@ -309,14 +349,13 @@ class AnyOrder(RuleBasedStateMachine):
         for queue in QUEUES:
             self.message_is_lost(queue)
             self.time_passes(queue)
-            for _ in range(1000):
-                self.timer(queue)
-                if not self.messages(queue):
-                    break
-                while self.messages(queue):
-                    self.client.rpop(self.at.key("celery", queue))
-                    self.drain(queue, "w1")
-                self.look()
+        live = [queue for queue in QUEUES if self.live[queue]]
+        self.work_all(live)
+        if live:
+            assert self.movable <= set(self.ended), "work waits where nobody lives although it may go elsewhere"
+        for queue in QUEUES:
+            self.workers_come(queue)
+        self.work_all(QUEUES)
         for job_id, tenant in dict(self.tenants).items():
             job = self.at.job(job_id, tenant)
             assert job.status.ended, "work waits and nobody is told of it"
@@ -332,6 +371,23 @@ class AnyOrder(RuleBasedStateMachine):
             self.at.forget_message(queue)
         self.bell.close()
         assert self.at.all_keys() <= PERMANENT
+
+    def work_all(self, queues: Sequence[str]) -> None:
+        """What workers of these queues do, told by nothing but their timers and the messages that these send."""
+        quiet = 0
+        for _ in range(1000):
+            self.move()
+            self.look()
+            for queue in queues:
+                self.timer(queue)
+                while self.messages(queue):
+                    self.client.rpop(self.at.key("celery", queue))
+                    self.drain(queue, "w1")
+                    quiet = 0
+                self.look()
+            quiet += 1
+            if quiet == 2:  # what was held in one queue may have come back in the other
+                return
 
     def drain(self, queue: str, worker: str) -> None:
         """One task of a worker that follows the rules."""
@@ -351,10 +407,10 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
     for _ in range(steps):
         worker, queue, pick, coin = random.choice(WORKERS), random.choice(QUEUES), random.randrange(99), random.random() < 0.2
         work, beliefs = machine.queues_with_work(), machine.beliefs
-        move = random.choices(range(11), [10, 26, 22, 5, 5, 5, 7, 8, 6, 6, 4])[0]
+        move = random.choices(range(13), [10, 26, 22, 6, 5, 5, 7, 8, 6, 6, 4, 5, 10])[0]
         if move == 0 and len(machine.tenants) < 12:
             counts = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
-            machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin)
+            machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin, random.random() < 0.6)
         elif move == 1 and work:
             machine.claim(worker, pick, random.choice([1, 60, 120, 10**9]), random.choice([None, None, *Lane]))
         elif move == 2 and beliefs:
@@ -379,6 +435,13 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
             machine.bell_rings(worker)
             if beliefs:
                 machine.look_up(pick)
+        elif move == 11:
+            if machine.live[queue]:
+                machine.workers_leave(queue, random.random() < 0.5)
+            else:
+                machine.workers_come(queue)
+        elif move == 12:
+            machine.move()
         machine.look()
 
 
@@ -399,4 +462,7 @@ def test_nothing_is_lost_or_doubled_in_any_order(machine_type: type[AnyOrder]) -
 def test_nothing_is_lost_or_doubled_on_a_long_walk(machine_type: type[AnyOrder], seed: int) -> None:
     machine = machine_type()
     walk(machine, Random(seed), steps=300)
+    if seed:  # the others have to do it all
+        machine.workers_come(QUEUES[seed - 1])
+        machine.workers_leave(QUEUES[seed - 2], died=True)
     machine.teardown()

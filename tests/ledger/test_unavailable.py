@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "look": lambda at: at.look(),
     "release": lambda at: at.release(),
     "report": lambda at: at.report(),
+    "move": lambda at: at.ledger.move("c1"),
     "retire": lambda at: at.ledger.retire("w1", ["cpu"]),
     "counters": lambda at: at.ledger.counters(),
 }
@@ -80,6 +81,7 @@ def test_full_server_takes_no_new_jobs_but_ends_those_it_took(own_server: RedisS
             at.submit(f"job{n}", (1, 1))
         given_back, *held = [at.claim_one() for _ in range(3)]
         at.submit("fast", (1,), lane=Lane.INTERACTIVE)
+        at.submit("auto", (1,), moves=True)
         at.stage("staged", (1,))
         client.config_set("maxmemory", 1)
         for refused in (
@@ -95,6 +97,9 @@ def test_full_server_takes_no_new_jobs_but_ends_those_it_took(own_server: RedisS
         assert at.extend(*held) == [True] * 4
         assert at.commit(*held) == [True] * 4
         at.release(given_back)
+        at.report("g1", ("gpu",))
+        assert at.ledger.move("c1") == 0
+        assert at.job("auto").queue == "gpu"
         assert at.ledger.remove("job2", "alice") == "cancelled"
         assert at.ledger.remove("job2", "alice") == "deleted"
         at.assert_consistent()

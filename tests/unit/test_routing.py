@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.routing import QUEUES, choose_queue, share_of
+from core.routing import QUEUES, auto_shares, choose_queue, may_move, share_of
 
 job_ids = st.text(min_size=1, max_size=40)
 shares = st.floats(0, 1)
@@ -49,3 +49,26 @@ def test_share_is_kept_roughly(gpu_share: float) -> None:
     names = [str(uuid.UUID(int=n)) for n in range(5000)]
     chosen = [choose_queue("auto", job_id=name, live_queues=QUEUES, gpu_share=gpu_share) for name in names]
     assert chosen.count("gpu") / len(chosen) == pytest.approx(gpu_share, abs=0.03)  # four standard deviations
+
+
+@given(job_ids, shares)
+def test_job_may_move_exactly_where_a_gpu_worker_decides_over_its_queue(job_id: str, gpu_share: float) -> None:
+    choices = {choose_queue("auto", job_id=job_id, live_queues=live, gpu_share=gpu_share) for live in (("cpu",), QUEUES)}
+    assert may_move("auto", job_id=job_id, gpu_share=gpu_share) == (len(choices) == 2)
+    assert not any(may_move(queue, job_id=job_id, gpu_share=1.0) for queue in QUEUES)
+
+
+@pytest.mark.parametrize(
+    ("live_queues", "gpu_share", "expected"),
+    [
+        (QUEUES, 0.05, ({"cpu": 0.95, "gpu": 0.05}, "setting")),
+        (("gpu",), 1.0, ({"cpu": 0.0, "gpu": 1.0}, "setting")),
+        (QUEUES, 0.0, ({"cpu": 1.0, "gpu": 0.0}, "setting")),
+        (("cpu",), 0.05, ({"cpu": 1.0, "gpu": 0.0}, "no_gpu_worker")),
+        ((), 1.0, ({"cpu": 1.0, "gpu": 0.0}, "no_gpu_worker")),
+    ],
+)
+def test_shares_of_auto_jobs_and_why(
+    live_queues: tuple[str, ...], gpu_share: float, expected: tuple[dict[str, float], str]
+) -> None:
+    assert auto_shares(live_queues=live_queues, gpu_share=gpu_share) == expected
