@@ -294,11 +294,14 @@ def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
     }
 
 
-def queue_record(state: QueueState) -> dict[str, Any]:
-    """One queue, counted in inputs."""
+def queue_record(state: QueueState, *, auto_share: float, auto_share_reason: str) -> dict[str, Any]:
+    """One queue, counted in inputs. `auto_share` is the share of new `auto` jobs that come to it."""
     return {
         "name": state.name,
         "object": "queue",
+        "auto_share": auto_share,
+        "auto_share_reason": auto_share_reason,
+        "stalled": state.stalled,
         "waiting": state.waiting,
         "running": state.running,
         "suspects": state.suspects,

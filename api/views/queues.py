@@ -6,7 +6,7 @@ from api.answers import json_answer
 from api.queries import Query
 from api.schemas import queue_record
 from api.services import services
-from core.routing import QUEUES
+from core.routing import QUEUES, auto_shares
 
 views = Blueprint("queues", __name__)
 
@@ -23,4 +23,7 @@ def list_queues() -> Response:
         "workers": len({worker.name for state in states for worker in state.workers}),
         "counters": found.ledger.counters(),
     }
-    return json_answer({"object": "list", "data": [queue_record(state) for state in states], "totals": totals})
+    live = {state.name for state in states if state.workers}
+    shares, reason = auto_shares(live_queues=live, gpu_share=found.settings.gpu_share)
+    data = [queue_record(state, auto_share=shares[state.name], auto_share_reason=reason) for state in states]
+    return json_answer({"object": "list", "data": data, "totals": totals})

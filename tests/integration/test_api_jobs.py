@@ -292,6 +292,8 @@ def test_queues_show_what_waits_runs_and_who_works(api: httpx.Client, driver: Dr
     assert cpu["oldest_seconds"] >= 0
     assert [worker["name"] for worker in cpu["workers"]] == ["one@a", "two@a"]
     assert [worker["name"] for worker in gpu["workers"]] == ["two@a"]
+    assert [(queue["auto_share"], queue["auto_share_reason"]) for queue in (cpu, gpu)] == [(0.0, "setting"), (1.0, "setting")]
+    assert (cpu["stalled"], gpu["stalled"]) == (False, False)
     worker = gpu["workers"][0]
     assert {"state", "device", "model", "engine", "dtype", "revision", "dimensions", "max_tokens", "seen_at", "facts"} <= set(
         worker
@@ -299,6 +301,17 @@ def test_queues_show_what_waits_runs_and_who_works(api: httpx.Client, driver: Dr
     assert answer["totals"]["waiting"] == 9
     assert answer["totals"]["running"] == 1
     assert answer["totals"]["workers"] == 2
+
+
+def test_queues_show_what_waits_for_workers_that_do_not_live(api: httpx.Client, driver: Driver) -> None:
+    new_job(api, 1, queue="gpu")
+    driver.report(name="one@a", queues=("cpu",))
+    cpu, gpu = api.get("/v1/queues").json()["data"]
+    assert (cpu["stalled"], gpu["stalled"]) == (False, True)
+    assert [(queue["auto_share"], queue["auto_share_reason"]) for queue in (cpu, gpu)] == [
+        (1.0, "no_gpu_worker"),
+        (0.0, "no_gpu_worker"),
+    ]
 
 
 def test_health_and_readiness(api: httpx.Client, driver: Driver) -> None:
