@@ -21,6 +21,13 @@ INSTRUCTIONS = [
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 COMPOSE_GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+VARIABLES: dict[str, str] = dict(
+    re.findall(
+        r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}",
+        (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.gpu.yml").read_text(),
+    )
+)
+"""Variables of `docker compose` and their defaults."""
 SETTINGS = {item.name.upper() for item in fields(Settings)}
 
 
@@ -184,9 +191,8 @@ def test_redis_keeps_what_it_is_given() -> None:
 
 def test_services_and_env_files_name_settings_that_exist() -> None:
     named = {name for service in ("api", "worker") for name in SERVICES[service]["environment"]}
-    for file in (ROOT / "deploy").glob("*.env"):
-        lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
-        given = dict(line.split("=", 1) for line in lines)
+    for file in ("cpu.env", "gpu.env"):
+        given = variables_of(file)
         Settings.from_env(given)
         named |= set(given)
     assert named - SETTINGS == {"HF_HUB_OFFLINE"}
@@ -194,20 +200,41 @@ def test_services_and_env_files_name_settings_that_exist() -> None:
     assert set(in_image) - SETTINGS == {"HOME", "HF_HOME"}
 
 
+def variables_of(name: str) -> dict[str, str]:
+    """What an env file in `deploy` sets."""
+    lines = (ROOT / "deploy" / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize(
+    ("name", "compose_file"), [("development.env", "docker-compose.yml"), ("production.env", "docker-compose.gpu.yml")]
+)
+def test_env_files_of_docker_compose_name_variables_that_it_uses(name: str, compose_file: str) -> None:
+    given = variables_of(name)
+    assert given.pop("COMPOSE_FILE") == compose_file
+    assert given
+    assert set(given) <= set(VARIABLES)
+    Settings.from_env({name: value for name, value in given.items() if name in SETTINGS})
+
+
 def test_deployment_page_tells_every_variable_of_the_compose_files_and_its_default() -> None:
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]*)`)? ?\| .*\|$", page, re.MULTILINE))
-    text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.gpu.yml").read_text()
-    used = dict(re.findall(r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}", text))
-    assert told == used
+    assert told == VARIABLES
 
 
-def test_links_of_the_deployment_page_lead_somewhere() -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)
-    }
-    for link in re.findall(r"\]\(([^)]+)\)", page):
-        path, _, anchor = link.partition("#")
-        if not path.startswith("https://"):
-            assert (ROOT / "docs" / path).exists() if path else anchor in headings, link
+def headings_of(page: str) -> set[str]:
+    """Anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", ["deployment.md", "gpu.md"])
+def test_links_of_the_pages_lead_somewhere(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
+    assert links
+    for path, _, anchor in links:
+        file = ROOT / "docs" / (path or name)
+        assert file.exists(), path
+        assert not anchor or anchor in headings_of(file.read_text(encoding="utf-8")), anchor
