@@ -142,6 +142,8 @@ class Settings:
 
     gpu_share: float = _setting(1.0, _number(0, 1))
     """Share of the `auto` jobs that go to the gpu queue while a gpu worker lives."""
+    gpu_idle_exit_seconds: float | None = _setting(None, _optional(_number(1)))
+    """A worker of the gpu queue ends, with exit code 0, when its queues were empty that long; empty is never."""
 
     max_inputs: int = _setting(10_000, _whole(1))
     """Inputs in one JSON request; larger jobs are sent as NDJSON."""
