@@ -295,14 +295,15 @@ def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
 
 
 def queue_record(state: QueueState) -> dict[str, Any]:
-    """One queue, counted in inputs."""
+    """One queue, counted in inputs. `backlog` and `oldest_seconds` are always numbers: autoscalers read them."""
     return {
         "name": state.name,
         "object": "queue",
         "waiting": state.waiting,
         "running": state.running,
+        "backlog": sum(state.waiting.values()) + state.running,
         "suspects": state.suspects,
-        "oldest_seconds": state.oldest_seconds,
+        "oldest_seconds": state.oldest_seconds or 0.0,
         "workers": [worker_record(worker) for worker in state.workers],
     }
 
