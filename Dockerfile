@@ -7,6 +7,7 @@ ARG PYTHON_IMAGE=python:3.11-slim-trixie
 #   docker build -t vector-api:cpu .                                       API and CPU worker
 #   docker build -t vector-api:gpu --build-arg BASE_IMAGE=gpu-base .       API, GPU and CPU worker
 #   docker build -t vector-api:api --target api .                          the API alone, without torch
+#   docker build -t vector-api:flower --target flower .                    Flower, which shows the workers
 #   docker build -t vector-api:cpu-baked --target baked .                  with the model in it, for machines without a network
 #
 # No CUDA base image: torch's CUDA wheels bring their libraries, and the driver comes from the host.
@@ -128,6 +129,19 @@ RUN python -m compileall -q .
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "api"]
+
+FROM api AS flower
+# hadolint ignore=DL3002
+USER 0:0
+COPY requirements-api.txt requirements-flower.txt /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install -r /build/requirements-flower.txt && \
+    pip --python /opt/venv/bin/python check
+LABEL org.opencontainers.image.description="Flower, which shows the workers of vector-api"
+COPY deploy/flowerconfig.py ./
+USER 10001:10001
+EXPOSE 5555
+CMD ["celery", "-A", "flowerconfig", "flower"]
 
 # The last stage is what is built when no target is named.
 FROM runtime AS final
