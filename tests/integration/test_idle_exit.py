@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.jobs import JobStatus
-from core.ledger import Ledger
-from launcher.redis_server import RedisServer
-from tests.conftest import QUICK
+from core.ledger import Ledger, connect
 from tests.integration.test_worker import TEXTS, ended, submit
 from tests.processes import Process, Stack, wait_for
 
@@ -49,13 +47,9 @@ def test_gpu_worker_stays_while_work_waits_or_runs_in_one_of_its_queues(stack: S
 
 
 def test_time_without_redis_is_not_idle(tmp_path: Path) -> None:
-    with RedisServer(tmp_path / "data") as server:
-        stack = Stack(server.url, tmp_path, QUICK)
-        try:
-            worker = stack.worker("gpu", GPU_IDLE_EXIT_SECONDS="2", **GPU)
-            server.stop()
-            down = time.monotonic()
-            wait_for(lambda: time.monotonic() - down > 3 or worker.popen.poll() is not None, what="some time without Redis")
-            assert worker.popen.poll() is None
-        finally:
-            stack.close()
+    from worker.idle import LeaveWhenIdle
+
+    step = LeaveWhenIdle(None)
+    step._idle_since = time.monotonic() - 3600
+    step._look(Ledger(connect(f"unix://{tmp_path}/nowhere.sock", timeout_seconds=1, retries=0), "vector-api:"))
+    assert step._idle_since is None
