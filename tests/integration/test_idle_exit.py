@@ -1,7 +1,8 @@
-"""`GPU_IDLE_EXIT_SECONDS`: real workers of the gpu queue that leave by themselves, and those that must not."""
+"""`GPU_IDLE_EXIT_SECONDS`: real workers of the gpu queue that leave by themselves, and when they must not."""
 
 import re
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,37 +14,41 @@ from tests.processes import Process, Stack, wait_for
 
 pytestmark = pytest.mark.integration
 
-GPU = {"FAKE_DEVICE": "cuda:0", "WAKE_SECONDS": "0.2"}
+GPU = {"FAKE_DEVICE": "cuda:0", "WAKE_SECONDS": "0.2", "GPU_IDLE_EXIT_SECONDS": "1"}
 
 
-def exit_code(worker: Process, seconds: float = 30) -> int:
-    wait_for(lambda: worker.popen.poll() is not None, seconds=seconds, what="the worker's exit")
-    return worker.popen.returncode
+def left_at(worker: Process) -> float:
+    """When the worker said that it leaves, after it has ended in order."""
+    wait_for(lambda: worker.popen.poll() is not None, what="the worker's exit")
+    assert worker.popen.returncode == 0, worker.output()
+    assert not re.search(r"Traceback|CRITICAL|ERROR", worker.output())
+    said = re.search(r"^(.+),(\d+) INFO \S+ leaving: nothing to do for 1 s", worker.output(), re.MULTILINE)
+    assert said, worker.output()
+    return datetime.fromisoformat(said[1]).timestamp() + int(said[2]) / 1000
 
 
 def test_gpu_worker_leaves_in_order_after_its_last_job(stack: Stack, ledger: Ledger) -> None:
-    cpu = stack.worker("cpu", GPU_IDLE_EXIT_SECONDS="1", WAKE_SECONDS="0.2")
-    worker = stack.worker("gpu", GPU_IDLE_EXIT_SECONDS="2", **GPU)
+    cpu = stack.worker("cpu", **GPU)
+    worker = stack.worker("gpu", **GPU)
     job = ended(ledger, submit(ledger, TEXTS, queue="gpu"))
-    over = time.time()
     assert (job.status, job.device) == (JobStatus.SUCCEEDED, "cuda:0")
-    assert exit_code(worker) == 0, worker.output()
-    assert time.time() - over > 1.5  # the time counts from the last work, not from the start
-    assert "nothing to do for 2 s" in worker.output()
-    assert not re.search(r"Traceback|CRITICAL|ERROR", worker.output())
+    assert left_at(worker) - (job.ended_at or 0) > 0.9
     assert [found.queues for found in ledger.workers()] == [("cpu",)]
     assert cpu.popen.poll() is None
 
 
-def test_gpu_worker_stays_while_work_waits_or_runs_in_one_of_its_queues(stack: Stack, ledger: Ledger) -> None:
-    """A batch takes longer than the time; neither the worker that computes it leaves, nor one that could take it over."""
-    slow = stack.worker("gpu,cpu", FAKE_BATCH_SECONDS="2", BATCH_SIZE="1", GPU_IDLE_EXIT_SECONDS="1", **GPU)
+def test_gpu_worker_stays_while_others_work_and_while_it_computes(stack: Stack, ledger: Ledger) -> None:
     submit(ledger, ["one text"], queue="cpu")
-    wait_for(lambda: ledger.queue_states(["cpu"])[0].running, what="a running batch")
-    idle = stack.worker("gpu,cpu", GPU_IDLE_EXIT_SECONDS="1", **GPU)
-    assert ended(ledger, "job").counts.done == 1
-    assert "nothing to do" not in slow.output() + idle.output()
-    assert (exit_code(slow), exit_code(idle)) == (0, 0)
+    shards = ledger.claim("cpu", "other", lease_seconds=60, max_bytes=10_000).shards
+    assert shards
+    worker = stack.worker("gpu,cpu", FAKE_BATCH_SECONDS="2", **GPU)
+    began = time.monotonic()
+    wait_for(lambda: time.monotonic() - began > 2 or worker.popen.poll() is not None, what="longer than it would stay idle")
+    assert worker.popen.poll() is None
+    ledger.release("cpu", "other", shards)
+    job = ended(ledger, "job")
+    assert job.counts.done == 1
+    assert left_at(worker) - (job.ended_at or 0) > 0.9
 
 
 def test_time_without_redis_is_not_idle(tmp_path: Path) -> None:
