@@ -215,12 +215,17 @@ def test_deployment_page_tells_every_variable_of_the_compose_files_and_its_defau
     assert told == used
 
 
-def test_links_of_the_deployment_page_lead_somewhere() -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.MULTILINE)
-    }
-    for link in re.findall(r"\]\(([^)]+)\)", page):
+@pytest.mark.parametrize("name", ["deployment.md", "kubernetes.md"])
+def test_links_of_the_pages_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / name).read_text(encoding="utf-8")):
         path, _, anchor = link.partition("#")
         if not path.startswith("https://"):
-            assert (ROOT / "docs" / path).exists() if path else anchor in headings, link
+            target = ROOT / "docs" / (path or name)
+            assert target.exists(), link
+            assert not anchor or anchor in headings(target.read_text(encoding="utf-8")), link
+
+
+def headings(page: str) -> set[str]:
+    """The anchors of a page."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}

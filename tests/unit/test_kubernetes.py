@@ -31,7 +31,7 @@ Manifest = dict[str, Any]
 
 def kustomize(folder: Path) -> list[Manifest]:
     """What `kubectl apply -k` would send."""
-    kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=Path(sys.executable).parent)
+    kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
     if kubectl is None and sys.platform != "linux":
         pytest.skip("kubectl is not installed, and its Python package has no build for this machine")
     assert kubectl is not None
@@ -244,19 +244,40 @@ def test_keda_scales_the_gpu_worker_and_nobody_else_does() -> None:
         assert trigger["metadata"]["url"] == f"http://{host}:{port}/v1/queues"
 
 
+def build_overlay(folder: Path, text: str) -> list[Manifest]:
+    """Manifests of an overlay that lies beside a clone, as the page has it."""
+    shutil.copytree(FOLDER, folder / "vector-api" / "deploy" / "kubernetes")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "kustomization.yaml").write_text(text)
+    return kustomize(folder / "mine")
+
+
+def yaml_of_the_page(start: str) -> str:
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if block.startswith(start)]
+    return text
+
+
+def images_in(manifests: list[Manifest]) -> set[str]:
+    owners = [found["spec"]["template"]["spec"] for found in manifests if found["kind"] in ("Deployment", "StatefulSet")]
+    return {item["image"] for spec in owners for item in spec["containers"]}
+
+
+OURS = {f"registry.example/vector-api:{tag}" for tag in ("api", "cpu", "gpu")}
+
+
 def test_overlay_of_the_page_builds(tmp_path: Path) -> None:
-    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "kind: Kustomization" in block]
-    shutil.copytree(FOLDER, tmp_path / "vector-api" / "deploy" / "kubernetes")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "kustomization.yaml").write_text(text)
-    found = kustomize(tmp_path / "mine")
-    images = {
-        item["image"]
-        for manifest in found
-        if manifest["kind"] in ("Deployment", "StatefulSet")
-        for item in manifest["spec"]["template"]["spec"]["containers"]
-    }
-    assert images == {f"registry.example/vector-api:{tag}" for tag in ("api", "cpu", "gpu")} | {container("redis")["image"]}
+    found = build_overlay(tmp_path, yaml_of_the_page("# mine/kustomization.yaml"))
+    assert images_in(found) == OURS | {container("redis")["image"]}
     (config,) = [manifest["data"] for manifest in found if manifest["kind"] == "ConfigMap"]
     assert config["MODEL_REVISION"]
     assert config["REDIS_URL"] == next(of_kind("ConfigMap"))["data"]["REDIS_URL"]
+
+
+def test_overlay_with_another_redis_builds(tmp_path: Path) -> None:
+    found = build_overlay(tmp_path, yaml_of_the_page("# mine/kustomization.yaml") + yaml_of_the_page("patches:"))
+    assert images_in(found) == OURS
+    named_redis = [manifest["kind"] for manifest in found if manifest["metadata"]["name"] == "redis"]
+    assert named_redis == []
+    (policy,) = [manifest["spec"] for manifest in found if manifest["metadata"]["name"] == "redis-clients"]
+    assert policy["egress"][0]["to"] == [{"ipBlock": {"cidr": "10.1.2.0/24"}}]
+    assert policy["egress"][1]["ports"][0]["port"] == 53
