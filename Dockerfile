@@ -7,6 +7,7 @@ ARG PYTHON_IMAGE=python:3.11-slim-trixie
 #   docker build -t vector-api:cpu .                                       API and CPU worker
 #   docker build -t vector-api:gpu --build-arg BASE_IMAGE=gpu-base .       API, GPU and CPU worker
 #   docker build -t vector-api:api --target api .                          the API alone, without torch
+#   docker build -t vector-api:flower --target flower .                    Flower, which shows the workers
 #   docker build -t vector-api:cpu-baked --target baked .                  with the model in it, for machines without a network
 #
 # No CUDA base image: torch's CUDA wheels bring their libraries, and the driver comes from the host.
@@ -41,14 +42,16 @@ FROM ${BASE_IMAGE} AS variant
 FROM variant AS builder
 WORKDIR /build
 RUN python3 -m venv /opt/venv
-COPY requirements-api.txt requirements-base.txt requirements.txt requirements-gpu.txt ./
+COPY requirements-api.txt requirements-base.txt requirements.txt requirements-gpu.txt requirements.lock requirements-gpu.lock ./
 # Further packages, such as nncf for DTYPE=int8
 ARG EXTRA_PACKAGES=
-# torch first and alone, so that nothing else can come from its index.
+# torch first and alone, so that nothing else can come from its index; then everything else by its hash; then what is in no lock: the
+# libraries that torch's CUDA build names, and EXTRA_PACKAGES.
 # hadolint ignore=DL3013,SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --no-deps --retries 1 --timeout 60 \
       ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' "${REQUIREMENTS}")" && \
+    python -m pip install --no-deps --require-hashes -r "${REQUIREMENTS%.txt}.lock" && \
     python -m pip install -r "${REQUIREMENTS}" ${EXTRA_PACKAGES} && \
     python -m pip check
 # Where torch's own index is out of reach pip takes torch from the default one, which may be the other build.
@@ -102,10 +105,10 @@ ENV HF_HUB_OFFLINE=1
 FROM common AS api-builder
 WORKDIR /build
 RUN python3 -m venv --without-pip /opt/venv
-COPY requirements-api.txt ./
+COPY requirements-api.lock ./
 # numpy's tests are a fifth of what the API installs.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -r requirements-api.txt && \
+    pip --python /opt/venv/bin/python install --no-deps --require-hashes -r requirements-api.lock && \
     pip --python /opt/venv/bin/python check && \
     find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -rf {} +
 
@@ -128,6 +131,19 @@ RUN python -m compileall -q .
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "api"]
+
+FROM api AS flower
+# hadolint ignore=DL3002
+USER 0:0
+COPY requirements-flower.lock /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --no-deps --require-hashes -r /build/requirements-flower.lock && \
+    pip --python /opt/venv/bin/python check
+LABEL org.opencontainers.image.description="Flower, which shows the workers of vector-api"
+COPY deploy/flowerconfig.py ./
+USER 10001:10001
+EXPOSE 5555
+CMD ["celery", "-A", "flowerconfig", "flower"]
 
 # The last stage is what is built when no target is named.
 FROM runtime AS final

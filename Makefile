@@ -6,10 +6,11 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-dev.txt
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-flower.txt requirements-dev.txt
+LOCKED := requirements-api requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-unit test-containers chaos bench lint types format clean
+.PHONY: help setup demo run doctor test test-unit test-containers chaos bench lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,15 @@ types: $(READY) ## mypy
 format: $(READY) ## rewrite the code in ruff's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Not in the locks: torch, whose CPU and CUDA builds share a version and nothing else, and what only its CUDA build needs.
+lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPTIONS=--upgrade: with the newest of what they leave open)
+	for name in $(LOCKED); do \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command "make lock" $(LOCK_OPTIONS) $$name.txt --output-file $$name.lock && \
+	  awk '/^[a-z]/ { skip = /^(torch=|triton=|nvidia-|cuda-)/ } !skip' $$name.lock > $$name.new && \
+	  mv $$name.new $$name.lock || exit 1; \
+	done
 
 clean: ## remove .venv, the data of `make run` and all caches
 	rm -rf $(VENV) .data .mypy_cache .ruff_cache .pytest_cache .hypothesis

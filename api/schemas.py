@@ -295,7 +295,10 @@ def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
 
 
 def queue_record(state: QueueState, *, auto_share: float, auto_share_reason: str) -> dict[str, Any]:
-    """One queue, counted in inputs. `auto_share` is the share of new `auto` jobs that come to it."""
+    """One queue, counted in inputs. `auto_share` is the share of new `auto` jobs that come to it.
+
+    `backlog` and `oldest_seconds` are always numbers: autoscalers read them.
+    """
     return {
         "name": state.name,
         "object": "queue",
@@ -304,8 +307,9 @@ def queue_record(state: QueueState, *, auto_share: float, auto_share_reason: str
         "stalled": state.stalled,
         "waiting": state.waiting,
         "running": state.running,
+        "backlog": sum(state.waiting.values()) + state.running,
         "suspects": state.suspects,
-        "oldest_seconds": state.oldest_seconds,
+        "oldest_seconds": state.oldest_seconds or 0.0,
         "workers": [worker_record(worker) for worker in state.workers],
     }
 

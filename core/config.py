@@ -10,6 +10,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 from core.errors import InvalidSetting
+from core.sentinel import SentinelUrl
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -49,6 +50,8 @@ def _device(raw: str) -> str:
 
 def _redis_url(raw: str) -> str:
     try:
+        if SentinelUrl.parse(raw):
+            return raw
         parts = urlsplit(raw)
         usable = parts.port is None or parts.port > 0
     except ValueError:
@@ -58,7 +61,9 @@ def _redis_url(raw: str) -> str:
         or parts.scheme not in ("redis", "rediss", "unix")
         or not (parts.path if parts.scheme == "unix" else parts.netloc)
     ):
-        raise ValueError("must be redis://host:port/0, rediss://host:port/0 or unix:///path.sock?db=0")
+        raise ValueError(
+            "must be redis://host:port/0, rediss://host:port/0, unix:///path.sock?db=0 or redis+sentinel://host:port,…/master/0"
+        )
     return raw
 
 
@@ -73,7 +78,7 @@ def _with_password(url: str, file: Path) -> str:
         raise ValueError("is empty")
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        raise ValueError("needs a REDIS_URL of redis:// or rediss://")
+        raise ValueError("needs a REDIS_URL of redis://, rediss:// or redis+sentinel://")
     if parts.password is not None:
         raise ValueError("is set, but REDIS_URL has a password already")
     user, _, place = parts.netloc.rpartition("@")
@@ -104,7 +109,7 @@ class Settings:
     """The service's configuration. Each field is read from the environment variable of its name in capitals."""
 
     redis_url: str = _setting("redis://127.0.0.1:6379/0", _redis_url, secret=True)
-    """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS) or `unix:///path.sock?db=0`."""
+    """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS), `unix:///path.sock?db=0`, `redis+sentinel://host,host/master/0`."""
     redis_password_file: str | None = _setting(None, _optional(_text))
     """File that holds the password for a `REDIS_URL` without one, which then shows in no list of variables."""
     redis_prefix: str = _setting("vector-api:", _text)
@@ -142,6 +147,8 @@ class Settings:
 
     gpu_share: float = _setting(1.0, _number(0, 1))
     """Share of the `auto` jobs that go to the gpu queue while a gpu worker lives."""
+    gpu_idle_exit_seconds: float | None = _setting(None, _optional(_number(1)))
+    """A worker of the gpu queue ends, with exit code 0, when its queues were empty that long; empty is never."""
 
     max_inputs: int = _setting(10_000, _whole(1))
     """Inputs in one JSON request; larger jobs are sent as NDJSON."""

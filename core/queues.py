@@ -8,6 +8,7 @@ from kombu.entity import Queue
 
 from core.config import Settings
 from core.routing import QUEUES
+from core.sentinel import SentinelUrl
 
 EMBED_PENDING = "embed_pending"
 """The task that drains a queue; its only argument is the queue's name. A message may be lost or doubled without harm."""
@@ -47,8 +48,10 @@ def create_celery(settings: Settings) -> Celery:
 
 def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
     """Celery's broker URL and transport options for the ledger's Redis."""
-    url = settings.redis_url
-    if url.startswith("unix://"):
+    url, more = settings.redis_url, {}
+    if sentinel := SentinelUrl.parse(url):
+        url, more = sentinel.broker_url(), {"master_name": sentinel.master}
+    elif url.startswith("unix://"):
         path, _, query = url.removeprefix("unix://").partition("?")
         database = dict(part.split("=") for part in query.split("&") if "=" in part).get("db", "0")
         url = f"redis+socket://{path}?virtual_host={database}"
@@ -63,6 +66,7 @@ def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
         "socket_keepalive": True,
         "health_check_interval": 10,
         "client_name": "vector-api",
+        **more,
     }
 
 

@@ -1,17 +1,19 @@
 #!/bin/sh
-# Write a new random password for Redis to deploy/secrets/redis_password, unless there is one.
+# Write new random passwords, for Redis and for Flower, to deploy/secrets, unless they are there.
 #
-# The folder is closed to other users of this machine. The file itself is not: it is mounted into containers, where the service's
-# user, another one than you, has to read it.
+# The folder is closed to other users of this machine. The files themselves are not: they are mounted into containers, where the
+# service's user, another one than you, has to read them.
 set -eu
 folder="$(dirname "$0")/secrets"
-file="$folder/redis_password"
-if [ -s "$file" ]; then
-  echo "$file is there already"
-  exit 0
-fi
 mkdir -p "$folder"
 chmod 700 "$folder"
-head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$file"
-chmod 644 "$file"
-echo "wrote $file"
+for name in redis_password flower_password; do
+  file="$folder/$name"
+  if [ -s "$file" ]; then
+    echo "$file is there already"
+    continue
+  fi
+  head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$file"
+  chmod 644 "$file"
+  echo "wrote $file"
+done

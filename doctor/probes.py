@@ -17,6 +17,7 @@ from redis import RedisError
 
 from core.config import Settings
 from core.ledger import connect
+from core.sentinel import SentinelUrl
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch
 
 ROOT = Path(__file__).parent.parent
@@ -87,9 +88,7 @@ def parse_kernel_driver(shown: str) -> str | None:
 
 
 def probe_redis(settings: Settings, *, named: bool) -> RedisServer:
-    parts = urlsplit(settings.redis_url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    place = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    place = _place(settings.redis_url)
     try:
         with connect(settings.redis_url, timeout_seconds=REDIS_SECONDS, retries=1) as client:
             info: dict[str, Any] = client.info()
@@ -110,6 +109,15 @@ def probe_redis(settings: Settings, *, named: bool) -> RedisServer:
         limit_bytes=int(info.get("maxmemory", 0)),
         skew_seconds=(before + after) / 2 - (seconds + microseconds / 1e6),
     )
+
+
+def _place(url: str) -> str:
+    """A REDIS_URL without user and password."""
+    if sentinel := SentinelUrl.parse(url):
+        return str(sentinel)
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def probe_libraries() -> Libraries:

@@ -17,4 +17,4 @@ except InvalidSetting as error:
 
 app = create_celery(settings)
 
-from worker import control, lifecycle, tasks  # noqa: E402, F401  (they register themselves with the app)
+from worker import control, idle, lifecycle, tasks  # noqa: E402, F401  (they register themselves with the app)

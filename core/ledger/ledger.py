@@ -7,20 +7,22 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
 from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
 from core.routing import FALLBACK, HOME
+from core.sentinel import SentinelUrl
 from core.sharding import Input, Shard, Span
 
 STAGED_SECONDS = 600
@@ -128,15 +130,25 @@ def connect(url: str, *, timeout_seconds: float, retries: int) -> redis.Redis:
 
     Only lost connections are retried. That is safe, as every script may run twice.
     """
-    retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries, supported_errors=(RedisConnectionError,))
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=min(timeout_seconds, 2),
-        retry=retry,
-        health_check_interval=30,
-        max_connections=4096,  # redis-py's own 100 is less than the threads an API may have
-    )
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_seconds,
+        "socket_connect_timeout": min(timeout_seconds, 2),
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries, supported_errors=(RedisConnectionError,)),
+        "health_check_interval": 30,
+        "max_connections": 4096,  # redis-py's own 100 is less than the threads an API may have
+    }
+    url_of_sentinels = SentinelUrl.parse(url)
+    if url_of_sentinels is None:
+        return redis.Redis.from_url(url, **options)
+    return _master_of(url_of_sentinels, options)
+
+
+def _master_of(url: SentinelUrl, options: dict[str, Any]) -> redis.Redis:
+    """A client that asks the sentinels for the master whenever it connects."""
+    asking = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")} | {"retry": Retry(NoBackoff(), 0)}
+    sentinels = Sentinel(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    login = {"username": url.username, "password": url.password, "db": url.database}
+    return cast(redis.Redis, sentinels.master_for(url.master, **login, **options))  # type: ignore[no-untyped-call]
 
 
 def _translated(function: Callable[P, R]) -> Callable[P, R]:

@@ -80,3 +80,8 @@ def cpu_image() -> str:
 @pytest.fixture(scope="session")
 def api_image() -> str:
     return build("vector-api:api", "--target", "api")
+
+
+@pytest.fixture(scope="session")
+def flower_image() -> str:
+    return build("vector-api:flower", "--target", "flower")

@@ -55,7 +55,7 @@ def test_cpu_image_holds_no_cuda(cpu_image: str) -> None:
     assert run(cpu_image, "sh", "-c", f"find / -xdev \\( {names} -o -path '*/nvidia/*.so*' \\) 2>/dev/null; true") == ""
 
 
-@pytest.mark.parametrize("name", ["cpu_image", "api_image"])
+@pytest.mark.parametrize("name", ["cpu_image", "api_image", "flower_image"])
 def test_image_has_no_root_no_compiler_no_health_check_and_code_it_cannot_change(
     name: str, request: pytest.FixtureRequest
 ) -> None:

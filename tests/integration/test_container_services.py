@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,42 @@ def test_doctor_finds_a_wrong_password_and_a_forgetful_server(
     assert "warning  threads" in found
     assert "ok       torch" in found
     assert "ok       clock" in found
+
+
+def test_flower_shows_the_workers_to_who_knows_its_password_and_lets_nobody_stop_them(
+    closed_redis: tuple[str, Path, Process], tmp_path: Path
+) -> None:
+    url, password, _ = closed_redis
+    secret = tmp_path / "flower_password"
+    secret.write_text("sesame\n")
+    environ = {"REDIS_PASSWORD_FILE": str(password), "HEARTBEAT_SECONDS": "0.5", "WAKE_SECONDS": "0.5"}
+    with contextlib.contextmanager(running_stack)(url, tmp_path, environ) as stack:
+        worker = stack.worker(name="seen", wait=False)
+        port = free_port()
+        base = f"http://127.0.0.1:{port}"
+        # as in the container: in the folder of flowerconfig.py, with the code on the path
+        command = f"{sys.executable} -m celery --workdir deploy -A flowerconfig flower --address=127.0.0.1 --port={port}"
+        flower = stack._start("flower", command.split(), {"FLOWER_PASSWORD_FILE": str(secret), "PYTHONPATH": str(ROOT)})
+
+        def get(path: str, *auth: str) -> httpx.Response | None:
+            assert flower.popen.poll() is None, flower.output()
+            try:
+                return httpx.get(base + path, auth=auth or None, timeout=20)  # type: ignore[arg-type]
+            except httpx.TransportError:
+                return None
+
+        wait_for(lambda: get("/healthcheck"), what="Flower's answer")
+        for path in ("/", "/workers", "/broker", "/api/workers", "/api/tasks"):
+            assert [get(path).status_code, get(path, "flower", "wrong").status_code] == [401, 401]  # type: ignore[union-attr]
+        name = f"seen@{socket.gethostname()}"
+        wait_for(lambda: name in get("/workers", "flower", "sesame").text, what="the worker's name")  # type: ignore[union-attr]
+        stopped = httpx.post(f"{base}/api/worker/shutdown/{name}", auth=("flower", "sesame"))
+        assert (stopped.status_code, worker.popen.poll()) == (403, None)
+        shown = get(f"/worker/{name}", "flower", "sesame").text + get("/broker", "flower", "sesame").text  # type: ignore[union-attr]
+        for text in (shown, flower.output()):
+            assert "p/a@s" not in text
+            assert "p%2Fa%40s" not in text
+        assert flower.stop() == 0
 
 
 def test_doctor_names_a_bad_setting() -> None:

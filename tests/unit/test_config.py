@@ -35,6 +35,7 @@ def test_default_written_out_is_accepted_and_means_the_same(name: str) -> None:
     ("variable", "raw", "value"),
     [
         ("REDIS_URL", "unix:///tmp/r.sock?db=3", "unix:///tmp/r.sock?db=3"),
+        ("REDIS_URL", "redis+sentinel://one:26379,two/texts/3", "redis+sentinel://one:26379,two/texts/3"),
         ("API_PORT", "65535", 65535),
         ("DEVICE", "cuda:1", "cuda:1"),
         ("DEVICE", "mps", "mps"),
@@ -139,7 +140,7 @@ def test_no_setting_shows_its_password() -> None:
         ("redis://redis:6379/0", b"\xff\xfe", r"cannot be read \(not UTF-8\)"),
         ("redis://redis:6379/0", b"\n", "is empty"),
         ("redis://:hidden@redis:6379/0", b"hidden", "is set, but REDIS_URL has a password already"),
-        ("unix:///tmp/r.sock?db=0", b"hidden", "needs a REDIS_URL of redis:// or rediss://"),
+        ("unix:///tmp/r.sock?db=0", b"hidden", r"needs a REDIS_URL of redis://, rediss:// or redis\+sentinel://"),
     ],
 )
 def test_password_file_that_cannot_be_used_is_named_and_never_shown(

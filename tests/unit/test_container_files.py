@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,7 +70,7 @@ def test_what_is_built_without_a_target_is_the_chosen_variant() -> None:
     assert name == "${BASE_IMAGE}"
 
 
-@pytest.mark.parametrize("name", ["runtime", "baked", "api"])
+@pytest.mark.parametrize("name", ["runtime", "baked", "api", "flower"])
 def test_images_run_as_a_user_without_rights(name: str) -> None:
     assert [line for line in stage(name) if line.startswith("USER")][-1] == "USER 10001:10001"
 
@@ -95,6 +97,7 @@ def test_each_list_of_requirements_contains_the_smaller_one() -> None:
     assert "-r requirements-api.txt" in content("requirements-base.txt")
     assert "-r requirements-base.txt" in content("requirements.txt")
     assert "-r requirements-base.txt" in content("requirements-gpu.txt")
+    assert "-r requirements-api.txt" in content("requirements-flower.txt")
 
 
 def test_api_starts_with_its_own_list_alone() -> None:
@@ -158,15 +161,21 @@ def test_redis_is_not_published_and_the_api_on_the_loopback_address_only() -> No
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_password_is_a_file_that_no_commit_holds() -> None:
-    file = COMPOSE["secrets"]["redis_password"]["file"]
-    assert file.startswith("./deploy/secrets/")
+def test_passwords_are_files_that_no_commit_holds(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "deploy" / "make-secrets.sh", tmp_path)
+    subprocess.run(["sh", tmp_path / "make-secrets.sh"], check=True, capture_output=True)
+    made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+    assert {name: secret["file"] for name, secret in COMPOSE["secrets"].items()} == {
+        name: f"./deploy/secrets/{name}" for name in made
+    }
+    assert len(set(made.values())) == len(made)
+    assert all(re.fullmatch("[0-9a-f]{64}", password) for password in made.values())
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     assert all("redis_password" in service["secrets"] for service in SERVICES.values())
     assert "@" not in COMPOSE["x-environment"]["REDIS_URL"]
 
 
-@pytest.mark.parametrize("name", ["redis", "api", "worker"])
+@pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_hardened_checked_and_limited(name: str) -> None:
     service = SERVICES[name]
     assert (service["init"], service["read_only"], service["cap_drop"]) == (True, True, ["ALL"])
@@ -177,9 +186,13 @@ def test_every_service_is_hardened_checked_and_limited(name: str) -> None:
     assert service["stop_grace_period"]
 
 
-@pytest.mark.parametrize("name", ["api", "worker"])
+@pytest.mark.parametrize("name", ["api", "worker", "flower"])
 def test_services_wait_for_redis(name: str) -> None:
     assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
+
+
+def test_flower_starts_on_demand_only() -> None:
+    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {"flower": ["flower"]}
 
 
 def test_redis_keeps_what_it_is_given() -> None:
@@ -229,7 +242,7 @@ def headings_of(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["deployment.md", "gpu.md"])
+@pytest.mark.parametrize("name", ["deployment.md", "gpu.md", "kubernetes.md"])
 def test_links_of_the_pages_lead_somewhere(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
