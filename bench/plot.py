@@ -191,9 +191,9 @@ def ledger(result: Mapping[str, Any]) -> Figure:
         for shards, rate in row["drained_inputs_per_second"].items():
             drained[f"{shards}, fsync {row['appendfsync']}"] = rate
     bars(jobs, submitted, (OURS, OURS, ENGINE, ENGINE), p50, names=True)
-    jobs.set_title("jobs of one text submitted per second")
+    jobs.set_title("jobs submitted per second")
     bars(inputs, drained, (OURS, OURS, ENGINE, ENGINE), {}, names=True)
-    inputs.set_title("inputs claimed and committed per second")
+    inputs.set_title("inputs drained per second")
     return made
 
 
@@ -216,7 +216,7 @@ def cold_start(result: Mapping[str, Any]) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(0, max(ends) * 1.08)
     axis.set_xlabel("seconds")
-    made.legend(loc="outside upper center", ncols=len(PHASES), fontsize=8.5, handlelength=1, columnspacing=1.2)
+    made.legend(loc="outside lower right", ncols=len(PHASES), fontsize=8.5, handlelength=1, columnspacing=1.2)
     return made
 
 
@@ -236,11 +236,11 @@ def memory(result: Mapping[str, Any]) -> Figure:
         highest[axis] = max(highest[axis], row["peak"] / 1e6)
     tenth = next((sample["seconds"] for sample in samples if sample["done"] >= result["texts"] / 10), None)
     for axis, title in ((worker, "worker, MB"), (others, "the others, MB; dotted: the API's limit")):
-        axis.set_ylim(0, highest[axis] * 1.6)
+        axis.set_ylim(0, highest[axis] * 2)
         axis.set_title(title)
         axis.set_xlabel("seconds")
         axis.grid(axis="y", linewidth=0.7)
-        axis.legend(loc="upper left", fontsize=8.5, ncols=1 if axis is worker else 2, columnspacing=1.2)
+        axis.legend(loc="upper left", fontsize=8.5)
         if tenth is not None:
             axis.axvline(tenth, color="#d0d7de", linewidth=1, zorder=0)
     return made
