@@ -6,11 +6,13 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
 REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-flower.txt requirements-dev.txt
 LOCKED := requirements-api requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-unit test-containers chaos bench lint types format lock clean
+.PHONY: help setup demo run doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -39,11 +41,15 @@ KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-bench: $(READY) ## measure: throughput, jobs of one text, the ledger, cold start; tables and bench/results/*.json
+bench: $(READY) ## measure: throughput, jobs of one text, memory, the ledger, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
+	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.cold_start
+
+bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
+	$(BIN)/python -m bench.peers
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -65,8 +71,8 @@ lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPT
 	  mv $$name.new $$name.lock || exit 1; \
 	done
 
-clean: ## remove .venv, the data of `make run` and all caches
-	rm -rf $(VENV) .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv and .venv-peers, the data of `make run` and all caches
+	rm -rf $(VENV) $(PEERS) .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone: so its small CPU build can come from its own index, and nothing else can. Where that index is out of
@@ -87,3 +93,13 @@ $(READY): $(REQUIREMENTS)
 	  echo "(x86-64 and ARM, glibc 2.28 or newer) and macOS. Without a network, point pip at a folder of wheels:"; \
 	  echo "PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels make $(MAKECMDGOALS)"; exit 1; }
 	@touch $(READY)
+
+# As above; torch is the same as ours.
+$(PEERS_READY): bench/requirements-peers.txt
+	@echo "Installing infinity into $(PEERS): about 500 MB to download at first."
+	@test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
+	$(PEERS)/bin/python -m pip install --no-deps --retries 1 --timeout 15 \
+	  $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $$(grep '^torch==' $<) && \
+	$(PEERS)/bin/python -m pip install -r $<
+	@touch $(PEERS_READY)

@@ -222,7 +222,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
-    from bench.setting import machine  # the children do without it
+    from bench.setting import machine, save  # the children do without it
 
     facts = machine()
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
@@ -235,10 +235,8 @@ def main() -> int:
         print(f"{' '.join(error.cmd)} failed:\n{error.stderr}", file=sys.stderr)
         return 1
     show_starts(started)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     found = {"machine": facts, "repeats": options.repeats, "imports_seconds": imported, "starts": started}
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"written to {options.output}")
+    save("cold_start", found, options.output)
     return 0
 
 

@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import gc
 import itertools
-import json
 import os
 import random
 import re
@@ -35,7 +34,8 @@ import numpy as np
 import torch
 from huggingface_hub import constants
 
-from bench.setting import ROOT, machine
+from bench.operations import Shape
+from bench.setting import machine, save
 from core.batching import batches
 from core.config import Settings
 from core.errors import EngineError, OutOfMemory
@@ -57,20 +57,6 @@ VOCABULARY = 30_522
 """Entries in the vocabulary of BERT and of MiniLM."""
 UNPADDED = "bench_unpadded"
 """Name under which the attention without padding is known to transformers."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a BERT that decide how much it computes."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-
-    def operations(self, tokens: int) -> int:
-        """Floating-point operations of the matrix products for one text: projections, feed-forward, attention."""
-        weights = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
-        return self.layers * (2 * tokens * weights + 4 * tokens**2 * self.hidden)
 
 
 @dataclass(frozen=True)
@@ -260,9 +246,7 @@ def subjects(folder: Path) -> list[Subject]:
 
 def _subject(name: str, settings: Settings) -> Subject:
     model = Model.load(settings, "cpu", torch.float32)
-    config = getattr(getattr(model.module[0], "auto_model", None), "config", None)
-    sizes = [getattr(config, size, None) for size in ("num_hidden_layers", "hidden_size", "intermediate_size")]
-    return Subject(name, settings, Shape(*sizes) if all(sizes) else None, len(model.tokenizer))
+    return Subject(name, settings, Shape.of(model.module), len(model.tokenizer))
 
 
 def text_of(length: int, vocabulary: int, source: random.Random) -> Tokens:
@@ -742,7 +726,9 @@ def main() -> int:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, default=2.0, help="time of each measurement (%(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file (on cuda bench/results/gpu.json, on cpu none)")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file (on cuda bench/results/gpu.json, on cpu none); the picture lies beside it"
+    )
     options = parser.parse_args()
     constants.HF_HUB_OFFLINE = True
     try:
@@ -781,13 +767,10 @@ def main() -> int:
                 continue
             results[key] = [row for subject in chosen for row in measure(subject)]
             table(title, results[key])
-    output = options.output or (ROOT / "bench" / "results" / "gpu.json" if plan.cuda else None)
-    if output is None:
+    if options.output is None and not plan.cuda:
         print("nothing written: a run on a cpu is no result (--output writes it all the same)")
         return 0
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written to {output}")
+    save("gpu", results, options.output)
     return 0
 
 

@@ -7,8 +7,6 @@ then jobs of full shards. The server is our own, on a Unix socket, with its data
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -18,11 +16,10 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import redis
-
+from bench.setting import heading, machine, save
 from core.blocks import ResultBlock
 from core.jobs import JobOptions, Lane
 from core.ledger import ClaimedShard, Committed, Ledger, NewJob, connect
@@ -101,8 +98,8 @@ def _result(shard: ClaimedShard) -> ResultBlock:
     return ResultBlock(dimensions=DIMENSIONS, vectors=bytes(4 * DIMENSIONS * count), tokens=(20,) * count)
 
 
-def measure(folder: Path, fsync: str, seconds: float) -> dict[str, str]:
-    """One row of the table."""
+def measure(folder: Path, fsync: str, seconds: float) -> dict[str, Any]:
+    """One row of the result."""
     server = RedisServer(folder / fsync, {"appendfsync": fsync})
     with server, connect(server.url, timeout_seconds=30, retries=0) as client:
         ledger = Ledger(client, "bench:")
@@ -114,22 +111,33 @@ def measure(folder: Path, fsync: str, seconds: float) -> dict[str, str]:
         large = drain_for(ledger, 2 * seconds)
     return {
         "appendfsync": fsync,
-        "jobs/s, 1 client": f"{one.rate:,.0f}",
-        "p50 / p99 ms": f"{one.milliseconds(50):.2f} / {one.milliseconds(99):.2f}",
-        f"jobs/s, {THREADS} clients": f"{many.rate:,.0f}",
-        "p50 / p99 ms ": f"{many.milliseconds(50):.2f} / {many.milliseconds(99):.2f}",
+        "submitted": [
+            {
+                "clients": clients,
+                "jobs_per_second": round(found.rate, 1),
+                "p50_ms": round(found.milliseconds(50), 2),
+                "p99_ms": round(found.milliseconds(99), 2),
+            }
+            for clients, found in ((1, one), (THREADS, many))
+        ],
+        "drained_inputs_per_second": {"shards of 1": round(small, 1), f"shards of {SHARD_INPUTS}": round(large, 1)},
+    }
+
+
+def cells(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table; heads that end with a space show without it."""
+    one, many = row["submitted"]
+    small, large = row["drained_inputs_per_second"].values()
+    return {
+        "appendfsync": row["appendfsync"],
+        "jobs/s, 1 client": f"{one['jobs_per_second']:,.0f}",
+        "p50 / p99 ms": f"{one['p50_ms']:.2f} / {one['p99_ms']:.2f}",
+        f"jobs/s, {THREADS} clients": f"{many['jobs_per_second']:,.0f}",
+        "p50 / p99 ms ": f"{many['p50_ms']:.2f} / {many['p99_ms']:.2f}",
         "drained inputs/s, shards of 1": f"{small:,.0f}",
         f"drained inputs/s, shards of {SHARD_INPUTS}": f"{large:,.0f}",
         "ratio": f"{large / small:.0f}",
     }
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def server_version(folder: Path) -> str:
@@ -147,15 +155,15 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory(prefix="vector-api-bench-") as name:
         folder = Path(name)
-        load = os.getloadavg()[0]
-        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {processor()}, {os.cpu_count()} CPUs, load before {load:.1f}")
-        print(f"Python {platform.python_version()}, redis-py {redis.__version__}, {server_version(folder)}")
-        print(f"jobs of one text of {len(TEXT)} characters; vectors of {DIMENSIONS} float32; claims of {CLAIM_BYTES:,} bytes")
-        print()
-        rows = [measure(folder, fsync, seconds) for fsync in ("always", "everysec")]
+        facts = machine() | {"server": server_version(folder)}
+        heading(f"The ledger alone: {facts['server']}", facts)
+        print(f"jobs of one text of {len(TEXT)} characters; vectors of {DIMENSIONS} float32; claims of {CLAIM_BYTES:,} bytes\n")
+        found = [measure(folder, fsync, seconds) for fsync in ("always", "everysec")]
+    rows = [cells(row) for row in found]
     widths = {head: max(len(head.strip()), *(len(row[head]) for row in rows)) for head in rows[0]}
-    for cells in ({head: head.strip() for head in widths}, {head: "-" * width for head, width in widths.items()}, *rows):
-        print("| " + " | ".join(cells[head].rjust(width) for head, width in widths.items()) + " |")
+    for line in ({head: head.strip() for head in widths}, {head: "-" * width for head, width in widths.items()}, *rows):
+        print("| " + " | ".join(line[head].rjust(width) for head, width in widths.items()) + " |")
+    save("ledger", {"machine": facts, "seconds": seconds, "claim_bytes": CLAIM_BYTES, "rows": found})
     return 0
 
 

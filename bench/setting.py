@@ -1,5 +1,6 @@
-"""What the benchmarks share: texts, the machine they ran on, and a running service."""
+"""What the benchmarks share: texts, the machine they ran on, a running service, and where results go."""
 
+import io
 import json
 import os
 import platform
@@ -7,12 +8,15 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import httpx
+import numpy as np
 
 from core.config import Settings
 from launcher.interrupts import Interrupts
@@ -27,8 +31,9 @@ SHORT_WORDS, PASSAGE_WORDS = 13, 150
 
 def corpora(size: int) -> dict[str, list[str]]:
     """Three corpora of the words of `examples/alice.txt`: short texts of 13 words, passages of 150 (about 18 and 205 tokens of
-    all-MiniLM-L6-v2), and a mix of its own paragraphs, which have 1 to 190. `size` is the number of short texts and of
-    paragraphs; passages are a tenth of it. Beyond the end of the book it begins again, one word later.
+    all-MiniLM-L6-v2), and a mix of its own paragraphs, which have 1 to 190. `size` is the number of short texts; passages are a
+    tenth of it and paragraphs a fifth, so that each takes a similar time. Beyond the end of the book it begins again, one word
+    later.
     """
     book = (ROOT / "examples" / "alice.txt").read_text()
     words = book.split()
@@ -36,7 +41,7 @@ def corpora(size: int) -> dict[str, list[str]]:
     return {
         "short": _windows(words, SHORT_WORDS, size),
         "passages": _windows(words, PASSAGE_WORDS, max(1, size // 10)),
-        "mixed": [paragraphs[n % len(paragraphs)] for n in range(size // 3)],
+        "mixed": [paragraphs[n % len(paragraphs)] for n in range(max(1, size // 5))],
     }
 
 
@@ -73,17 +78,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def matrix_rate(seconds: float = 1.0) -> float:
-    """GFLOP/s of a float32 matrix product of 1,024 × 1,024 in torch: the machine's own limit."""
-    import torch
-
-    left, right = torch.rand(1024, 1024), torch.rand(1024, 1024)
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        torch.mm(left, right)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - started) / 1e9)
-    return best
+def effective(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a service that is started with `environ` added, but those that name a place or a secret."""
+    settings = Settings.from_env(dict(os.environ) | environ)
+    left_out = re.compile("redis|api_host|api_port|cache_dir|file")
+    return {name: value for name, value in vars(settings).items() if not left_out.search(name)}
 
 
 @contextmanager
@@ -110,12 +109,34 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def save(name: str, found: dict[str, Any]) -> Path:
-    """Write a result as JSON into `bench/results`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def end_to_end(client: httpx.Client, texts: Sequence[str]) -> tuple[float, np.ndarray]:
+    """Seconds from the POST to the last byte of the vectors, and the vectors, float32, (len(texts), dimensions)."""
+    body = "\n".join(json.dumps(text) for text in texts).encode()
+    started = time.perf_counter()
+    answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/x-ndjson"})
+    job = answer.raise_for_status().json()
+    while job["status"] not in ("succeeded", "failed"):
+        job = client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).raise_for_status().json()
+    content = client.get(f"/v1/jobs/{job['id']}/result", params={"format": "npy"}).raise_for_status().content
+    return time.perf_counter() - started, np.load(io.BytesIO(content))
+
+
+def worst_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+    return float(((found.astype(np.float64) * wanted).sum(axis=1) / norms).min())
+
+
+def save(name: str, found: Mapping[str, Any], path: Path | None = None) -> None:
+    """Write a result as JSON into `bench/results`, or to `path`, and its picture beside it; say so."""
+    from bench import plot
+
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
-    return path
+    try:
+        print(f"\nwritten to {path} and {plot.draw(name, path).name}")
+    except ImportError:
+        print(f"\nwritten to {path}; there is no picture without matplotlib")
 
 
 def heading(title: str, facts: dict[str, Any]) -> None:

@@ -11,17 +11,30 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 
-from bench.setting import corpora, heading, machine, save, service
+from bench.setting import corpora, effective, heading, machine, save, service
 
 CLIENTS = (1, 8, 32, 128)
 BULK_TEXTS = 200_000
 
 
-async def load(url: str, texts: list[str], clients: int, seconds: float) -> list[float]:
+Ask = Callable[[httpx.AsyncClient, str], Awaitable[None]]
+"""Sends one text, and returns when all is there that the client waits for."""
+
+
+async def submit(client: httpx.AsyncClient, text: str) -> None:
+    """One interactive job; the answer holds its vector."""
+    body = {"inputs": [text], "priority": "interactive"}
+    answer = await client.post("/v1/jobs", params={"wait": 30}, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["embedding"]
+
+
+async def load(url: str, ask: Ask, texts: list[str], clients: int, seconds: float) -> list[float]:
     """Latencies of all requests of so many clients, in seconds."""
     end = time.perf_counter() + seconds
     following = itertools.cycle(texts)
@@ -31,10 +44,8 @@ async def load(url: str, texts: list[str], clients: int, seconds: float) -> list
         async def one() -> list[float]:
             found = []
             while time.perf_counter() < end:
-                body = {"inputs": [next(following)], "priority": "interactive"}
                 started = time.perf_counter()
-                answer = await client.post("/v1/jobs", params={"wait": 30}, json=body)
-                assert answer.status_code == 200, answer.text
+                await ask(client, next(following))
                 found.append(time.perf_counter() - started)
             return found
 
@@ -68,8 +79,10 @@ def main() -> None:
     texts = corpora(1000)["short"]
     engine, forward = forward_milliseconds(texts)
     print(f"bare forward pass of one text in {engine}: {forward:.1f} ms\n")
-    results: dict[str, Any] = {"machine": facts, "engine": engine, "forward_ms": round(forward, 2), "rows": []}
-    with service(DEVICE="cpu", API_THREADS="200", MAX_STREAM_INPUTS=str(BULK_TEXTS)) as stack:
+    environ = {"DEVICE": "cpu", "API_THREADS": "200", "MAX_STREAM_INPUTS": str(BULK_TEXTS)}
+    results: dict[str, Any] = {"machine": facts, "settings": effective(environ), "engine": engine}
+    results |= {"forward_ms": round(forward, 2), "rows": []}
+    with service(**environ) as stack:
         print(f"{'beside':6} {'clients':>7} {'jobs/s':>8} {'p50 ms':>8} {'p99 ms':>8}")
         for beside in ("idle", "bulk"):
             if beside == "bulk":
@@ -78,7 +91,7 @@ def main() -> None:
                 headers = {"Content-Type": "application/x-ndjson"}
                 httpx.post(f"{stack.url}/v1/jobs", content=body, headers=headers, timeout=60).raise_for_status()
             for clients in CLIENTS:
-                found = asyncio.run(load(stack.url, texts, clients, options.seconds))
+                found = asyncio.run(load(stack.url, submit, texts, clients, options.seconds))
                 row = {
                     "beside": beside,
                     "clients": clients,
@@ -88,7 +101,7 @@ def main() -> None:
                 }
                 results["rows"].append(row)
                 print("{beside:6} {clients:7} {jobs_per_second:8.1f} {p50_ms:8.1f} {p99_ms:8.1f}".format(**row), flush=True)
-    print(f"\nwritten to {save('small_jobs', results)}")
+    save("small_jobs", results)
 
 
 if __name__ == "__main__":

@@ -1,129 +1,136 @@
 """Texts per second: our service end to end, our engine in process, and sentence-transformers' `encode` at its best batch size.
 
-    python -m bench.throughput [--size 300] [--rounds 5]
+    python -m bench.throughput [--size 1600] [--rounds 5]
 
-The three take turns within every round, so that a machine whose speed drifts drifts for all of them; the ratios are medians over
-the rounds. End to end means: JSON or NDJSON in over HTTP, ledger, Celery worker, npy out.
+The three take turns within every round, so that a machine whose speed drifts drifts for all of them, and so does the machine's
+own limit, the rate of a matrix product; ratios and shares are medians over the rounds. Each rival is a process of its own. End
+to end means: NDJSON in over HTTP, ledger, Celery worker, npy out. The best batch size of `encode` is found in the warm-up, for
+each corpus.
+
+A share is that of useful work: the operations of the model's matrix products over tokens that are no padding, a second, in the
+operations of the matrix product, a second.
 """
 
 import argparse
-import io
-import json
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
-import numpy as np
-import psutil
 
-from bench.setting import corpora, heading, machine, matrix_rate, median, save, service
-from core.batching import batches
-from core.config import Settings
+from bench.operations import Shape
+from bench.rivals import Rival, embed, encode, engine_facts, machine_rate, model_shape, token_counts
+from bench.sampling import Sampler, roles
+from bench.setting import corpora, effective, end_to_end, heading, machine, median, save, service, worst_cosine
 
 ENCODE_BATCHES = (8, 32, 64)
+PAIRS = (("engine", "encode"), ("service", "encode"), ("service", "engine"))
+ENVIRON = {"DEVICE": "cpu"}
+MATRIX_SECONDS = 0.3
 
 
-def encode_rates(model: Any, texts: list[str]) -> dict[int, float]:
-    """Seconds of `encode` per batch size."""
-    found = {}
-    for size in ENCODE_BATCHES:
-        started = time.perf_counter()
-        model.encode(texts, batch_size=size, normalize_embeddings=True)
-        found[size] = time.perf_counter() - started
-    return found
+def best_batch(plain: Rival, texts: Sequence[str]) -> tuple[int, Any]:
+    """The batch size at which `encode` is fastest on a third of the texts, and the vectors of all."""
+    plain.call(encode, texts[:8], 8)
+    some = texts[:: max(1, min(3, len(texts) // 32))]
+    size = min(ENCODE_BATCHES, key=lambda size: plain.call(encode, some, size)[0])
+    return size, plain.call(encode, texts, size)[1]
 
 
-def in_process(engine: Any, texts: list[str], budget_tokens: int) -> float:
-    """Seconds of our engine for the texts, tokenising included."""
-    started = time.perf_counter()
-    tokens = engine.tokenize(texts, None)
-    for batch in batches([len(item.ids) for item in tokens], budget_tokens):
-        engine.embed([tokens[index] for index in batch])
-    return time.perf_counter() - started
+def compare(
+    plain: Rival, engine: Rival, client: httpx.Client, texts: Sequence[str], options: argparse.Namespace, shape: Shape | None
+) -> dict[str, Any]:
+    """The result for one corpus."""
+    batch_size, wanted = best_batch(plain, texts)
+    cosine = worst_cosine(end_to_end(client, texts)[1], wanted)
+    engine.call(embed, texts, options.budget)
+    counts = engine.call(token_counts, texts)
+    rounds = [
+        {
+            "encode": plain.call(encode, texts, batch_size)[0],
+            "engine": engine.call(embed, texts, options.budget),
+            "service": end_to_end(client, texts)[0],
+            "matrix_gflops": plain.call(machine_rate, MATRIX_SECONDS),
+        }
+        for _ in range(options.rounds)
+    ]
+    rivals = ("encode", "engine", "service")
+    found = {
+        "texts": len(texts),
+        "tokens_per_text": round(sum(counts) / len(texts), 1),
+        "encode_batch_size": batch_size,
+        "texts_per_second": {who: round(len(texts) / median([r[who] for r in rounds]), 1) for who in rivals},
+        "ratios": {f"{who}/{whom}": round(median([r[whom] / r[who] for r in rounds]), 3) for who, whom in PAIRS},
+        "worst_cosine": cosine,
+    }
+    if shape:
+        gflop = sum(map(shape.operations, counts)) / 1e9
+        found |= {
+            "gflop_per_text": round(gflop / len(texts), 3),
+            "share_of_matrix_rate": {
+                who: round(median([gflop / r[who] / r["matrix_gflops"] for r in rounds]), 3) for who in rivals
+            },
+        }
+    return found | {"rounds": rounds}
 
 
-def end_to_end(client: httpx.Client, texts: list[str]) -> tuple[float, np.ndarray]:
-    """Seconds from the POST to the last byte of the vectors, and the vectors."""
-    body = "\n".join(json.dumps(text) for text in texts).encode()
-    started = time.perf_counter()
-    answer = client.post("/v1/jobs", content=body, headers={"Content-Type": "application/x-ndjson"})
-    job = answer.raise_for_status().json()
-    while job["status"] not in ("succeeded", "failed"):
-        job = client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).raise_for_status().json()
-    content = client.get(f"/v1/jobs/{job['id']}/result", params={"format": "npy"}).raise_for_status().content
-    return time.perf_counter() - started, np.load(io.BytesIO(content))
-
-
-def worst_cosine(found: np.ndarray, wanted: np.ndarray) -> float:
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-    return float(((found.astype(np.float64) * wanted).sum(axis=1) / norms).min())
-
-
-def resident(process: psutil.Process) -> dict[int, int]:
-    """Bytes in RAM of a process and those below it."""
-    return {p.pid: p.memory_info().rss for p in [process, *process.children(recursive=True)]}
+def show(name: str, found: dict[str, Any]) -> None:
+    rates = " ".join(f"{rate:8.1f}" for rate in found["texts_per_second"].values())
+    ratios = " ".join(f"{ratio:{len(pair)}.2f}" for pair, ratio in found["ratios"].items())
+    shares = " ".join(f"{share:6.0%}" for share in found.get("share_of_matrix_rate", {}).values())
+    head = f"{name:10} {found['texts']:6} {found['tokens_per_text']:6.0f} {found['encode_batch_size']:5}"
+    print(f"{head} {rates}   {ratios}   {found['worst_cosine']:.7f}   {shares}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=300, help="short texts in a round (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=1600, help="short texts in a round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each rival (%(default)s)")
     parser.add_argument("--budget", type=int, default=2048, help="token budget of the engine in process (%(default)s)")
     options = parser.parse_args()
+    if options.size < 1 or options.rounds < 1:
+        parser.error("--size and --rounds must be at least 1")
     facts = machine()
     heading("Texts per second", facts)
-
-    from worker.engines.loading import load_engine
-    from worker.engines.model import Model
-
-    settings = Settings.from_env({"DEVICE": "cpu"})
-    engine = load_engine(settings)
-    import torch
-
-    model = Model.load(settings, "cpu", torch.float32).module
-    facts["matrix_gflops"] = round(matrix_rate(), 1)
-    print(f"engine {engine.facts.engine} in {engine.facts.dtype}; the machine multiplies {facts['matrix_gflops']} GFLOP/s\n")
-    results: dict[str, Any] = {"machine": facts, "engine": engine.facts.engine, "dtype": engine.facts.dtype, "corpora": {}}
-    with service(DEVICE="cpu") as stack, httpx.Client(base_url=stack.url, timeout=120) as client:
-        workers = {entry.name: psutil.Process(entry.process.pid) for entry in stack.services}
-        pairs = "engine/encode service/encode service/engine"
-        print(f"{'corpus':10} {'tokens':>6} {'encode':>8} {'engine':>8} {'service':>8}   {pairs}  cosine")
-        for name, texts in corpora(options.size).items():
-            wanted = model.encode(texts, normalize_embeddings=True)
-            found = end_to_end(client, texts)[1]  # warms both
-            rounds = []
-            for _ in range(options.rounds):
-                encode = encode_rates(model, texts)
-                rounds.append(
-                    {
-                        "encode": min(encode.values()),
-                        "engine": in_process(engine, texts, options.budget),
-                        "service": end_to_end(client, texts)[0],
-                    }
-                )
-            rates = {who: len(texts) / median([r[who] for r in rounds]) for who in rounds[0]}
-            ratios = {
-                "engine/encode": median([r["encode"] / r["engine"] for r in rounds]),
-                "service/encode": median([r["encode"] / r["service"] for r in rounds]),
-                "service/engine": median([r["engine"] / r["service"] for r in rounds]),
+    results: dict[str, Any] = {
+        "machine": facts,
+        "settings": effective(ENVIRON),
+        "options": vars(options) | {"encode_batches": ENCODE_BATCHES},
+        "corpora": {},
+    }
+    with (
+        Rival() as plain,
+        Rival() as engine,
+        service(**ENVIRON) as stack,
+        httpx.Client(base_url=stack.url, timeout=600) as client,
+    ):
+        shape = plain.call(model_shape)
+        results["engine"], results["dtype"] = engine.call(engine_facts)
+        print(f"engine {results['engine']} in {results['dtype']}, BATCH_SECONDS {results['settings']['batch_seconds']}")
+        if shape:
+            results["model"] = {
+                "layers": shape.layers,
+                "hidden": shape.hidden,
+                "intermediate": shape.intermediate,
+                "linear_parameters": shape.parameters,
             }
-            tokens = sum(len(item.ids) for item in engine.tokenize(texts, None)) / len(texts)
-            cosine = worst_cosine(found, wanted)
-            results["corpora"][name] = {
-                "texts": len(texts),
-                "tokens_per_text": round(tokens, 1),
-                "texts_per_second": {who: round(rate, 1) for who, rate in rates.items()},
-                "ratios": {pair: round(ratio, 2) for pair, ratio in ratios.items()},
-                "worst_cosine": cosine,
-                "seconds": rounds,
-            }
-            shown = " ".join(f"{rate:8.1f}" for rate in rates.values())
-            shown += "   " + " ".join(f"{ratio:{len(pair)}.2f}" for pair, ratio in ratios.items())
-            print(f"{name:10} {tokens:6.0f} {shown}  {cosine:.7f}", flush=True)
-        memory = {name: max(resident(process).values()) for name, process in workers.items()}
-        results["resident_bytes"] = memory
-        print("\nresident memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in memory.items()))
-    print(f"written to {save('throughput', results)}")
+            print(
+                f"{shape.layers} layers of {shape.hidden} and {shape.intermediate}: {shape.parameters / 1e6:.1f} million weights "
+                f"in linear layers; {shape.operations(200) / 1e9:.2f} GFLOP for a text of 200 tokens"
+            )
+        heads = f"{'corpus':10} {'texts':>6} {'tokens':>6} {'batch':>5} {'encode':>8} {'engine':>8} {'service':>8}"
+        pairs = " ".join(f"{who}/{whom}" for who, whom in PAIRS)
+        print(f"\n{heads}   {pairs}   {'cosine':9}   shares of the matrix rate")
+        processes = {"encode": plain.process, "engine": engine.process} | roles(stack)
+        with Sampler(processes) as memory:
+            for name, texts in corpora(options.size).items():
+                results["corpora"][name] = compare(plain, engine, client, texts, options, shape)
+                show(name, results["corpora"][name])
+        results["peak_resident_bytes"] = memory.peaks()
+    limits = [r["matrix_gflops"] for found in results["corpora"].values() for r in found["rounds"]]
+    facts["matrix_gflops"] = round(max(limits), 1)
+    print(f"\nmatrix product, float32: {min(limits):.0f} to {max(limits):.0f} GFLOP/s")
+    print("peaks of memory: " + ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in memory.peaks().items()))
+    save("throughput", results)
 
 
 if __name__ == "__main__":
