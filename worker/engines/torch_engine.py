@@ -1,26 +1,33 @@
 """The reference engine: sentence-transformers on torch, on cpu, cuda or mps."""
 
-import logging
-from collections.abc import Sequence
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
+from transformers import AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from core.config import Settings
-from core.errors import InvalidSetting, OutOfMemory
-from worker.engines import EngineFacts, Tokens
+from core.errors import DeviceLost, InvalidSetting, OutOfMemory
+from worker.engines import Engine, EngineFacts, Tokens
 from worker.engines.device import resident_bytes
 from worker.engines.model import Model
-
-log = logging.getLogger("vector-api")
 
 UNUSED_CACHE_BYTES = 2 * 2**30
 """Device memory that torch may keep without using it before it is given back."""
 
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-class TorchEngine:
-    """One sentence-transformers model on one device."""
+
+class TorchEngine(Engine):
+    """One sentence-transformers model on one device.
+
+    On cuda `start` returns while the device computes: it copies from pinned memory, launches the forward pass and the copy of its
+    vectors back, and asks the device nothing, since an answer comes only after all that was launched before.
+    """
 
     def __init__(self, model: Model, facts: EngineFacts, empty_cache_tokens: int) -> None:
         self.facts = facts
@@ -38,7 +45,7 @@ class TorchEngine:
         """
         dtype = _dtype(settings.dtype, device)
         model = Model.load(settings, device, dtype)
-        batch_size = settings.batch_size or (32 if device.startswith("cuda") else 8)
+        cuda = device.startswith("cuda")
         facts = EngineFacts(
             engine="torch",
             model=model.name,
@@ -48,30 +55,71 @@ class TorchEngine:
             dimensions=model.dimensions,
             max_tokens=model.max_tokens,
             prompts=tuple(sorted(model.prompts)),
-            budget_tokens=batch_size * model.max_tokens,
+            budget_tokens=(settings.batch_size or (32 if cuda else 8)) * model.max_tokens,
+            ahead=1 if cuda else 0,
         )
         return cls(model, facts, settings.empty_cache_tokens)
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         return self.model.tokenize(texts, prompt_name)
 
-    @torch.inference_mode()
-    def embed(self, batch: Sequence[Tokens]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def embed(self, batch: Sequence[Tokens]) -> Vectors:
+        return self.start(batch)()
+
+    def start(self, batch: Sequence[Tokens]) -> Callable[[], Vectors]:
         padded = self.model.pad(batch)
         tokens = padded["input_ids"].size
-        try:
-            features: dict[str, Any] = {name: torch.from_numpy(array).to(self._device) for name, array in padded.items()}
+        with self._translated(len(batch), tokens), torch.inference_mode():
+            features: dict[str, Any] = {name: self._on_device(array) for name, array in padded.items()}
             if batch[0].prompt_tokens:
                 features["prompt_length"] = batch[0].prompt_tokens
-            vectors = self.model.module(features)["sentence_embedding"].float().cpu().numpy()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise OutOfMemory(f"{self.facts.device} has too little memory for {len(batch)} inputs of {tokens} tokens") from None
-        if tokens >= self._empty_cache_tokens or self._unused_bytes() >= UNUSED_CACHE_BYTES:
-            self.free_memory()
-        found: np.ndarray[Any, np.dtype[np.float32]] = vectors
-        return found
+            with _padding_told(not padded["attention_mask"].all()):
+                vectors = self._on_host(self.model.module(features)["sentence_embedding"].float())
+
+        def result() -> Vectors:
+            with self._translated(len(batch), tokens):
+                found = vectors()
+            if tokens >= self._empty_cache_tokens or self._unused_bytes() >= UNUSED_CACHE_BYTES:
+                self.free_memory()  # on cuda this waits for the batches that were started meanwhile
+            return found
+
+        return result
+
+    def _on_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":  # torch keeps pinned memory until the copy is over
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+    def _on_host(self, vectors: torch.Tensor) -> Callable[[], Vectors]:
+        """A call that waits for the vectors; elsewhere than on cuda they are waited for now."""
+        if self._device.type != "cuda":
+            return vectors.cpu().numpy
+        host = torch.empty(vectors.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(vectors, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> Vectors:
+            copied.synchronize()
+            found: Vectors = host.numpy()
+            return found
+
+        return wait
+
+    @contextlib.contextmanager
+    def _translated(self, inputs: int, tokens: int) -> Iterator[None]:
+        """What torch raises within, as errors of the service."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                traceback.clear_frames(error.__traceback__)  # the pass that failed would keep its tensors while another is tried
+                message = f"{self.facts.device} has too little memory for {inputs} inputs of {tokens} tokens"
+                raise OutOfMemory(message) from None
+            if isinstance(error, torch.AcceleratorError):
+                raise DeviceLost(f"{self.facts.device} failed: {str(error).splitlines()[0]}") from error
+            raise
 
     def free_memory(self) -> None:
         if self._device.type == "cuda":
@@ -95,6 +143,24 @@ class TorchEngine:
         elif self._device.type == "mps":
             found |= {"allocated_bytes": torch.mps.current_allocated_memory()}
         return found
+
+
+@contextlib.contextmanager
+def _padding_told(padded: bool) -> Iterator[None]:
+    """Tell transformers whether the batch is padded: to ask the device would wait for all that was launched before."""
+
+    def mask(*, attention_mask: torch.Tensor | None, **options: Any) -> torch.Tensor | None:
+        if not padded:
+            attention_mask = None
+        elif attention_mask is not None:
+            options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return sdpa_mask(attention_mask=attention_mask, **options)
+
+    AttentionMaskInterface.register("sdpa", mask)
+    try:
+        yield
+    finally:
+        AttentionMaskInterface.register("sdpa", sdpa_mask)
 
 
 def _dtype(wanted: str, device: str) -> torch.dtype:
