@@ -57,6 +57,7 @@ class FakeEngine(Engine):
             max_tokens=MAX_TOKENS,
             prompts=("query",),
             budget_tokens=(settings.batch_size or 8) * MAX_TOKENS,
+            parity=0.99995,
             ahead=ahead,
         )
 

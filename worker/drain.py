@@ -337,6 +337,7 @@ class Drain:
                 engine=facts.engine,
                 dtype=facts.dtype,
                 revision=facts.revision,
+                parity=facts.parity,
             )
         finally:
             self._leases.drop(works)

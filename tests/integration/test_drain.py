@@ -53,9 +53,9 @@ class Device(FakeEngine):
         self.freed += 1
 
 
-def drain(engine: FakeEngine, ledger: Ledger, *, stopping: Callable[[], bool] = lambda: False, **environ: str) -> Drain:
+def drain(engine: FakeEngine, ledger: Ledger, *, stopping: Callable[[], bool] = lambda: False) -> Drain:
     """Work until nothing is left."""
-    settings = Settings.from_env({"BATCH_SECONDS": "1000"} | environ)
+    settings = Settings.from_env({"BATCH_SECONDS": "1000", "DRAIN_SECONDS": "100"})
     found = Drain(engine, ledger, settings, "one@test", wake=lambda queue: None, stopping=stopping, linger_seconds=0)
     found.run("cpu")
     return found
@@ -145,7 +145,7 @@ def test_interactive_text_waits_for_the_batches_under_way_only(ledger: Ledger, a
 def test_worker_told_to_stop_finishes_what_it_started_and_gives_the_rest_back(ledger: Ledger, ahead: int) -> None:
     submit(ledger, TEXTS)
     engine = Device(ahead=ahead)
-    drain(engine, ledger, stopping=lambda: len(engine.started) >= 6, DRAIN_SECONDS="60")
+    drain(engine, ledger, stopping=lambda: len(engine.started) >= 6)
     assert len(engine.started) == 6
     assert engine.steps[-1] == ("read", 5)
     state = ledger.queue_states(["cpu"])[0]

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from transformers import AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from core.config import Settings
 from core.errors import DeviceLost, InvalidSetting, OutOfMemory
@@ -149,18 +149,24 @@ class TorchEngine(Engine):
 def _padding_told(padded: bool) -> Iterator[None]:
     """Tell transformers whether the batch is padded: to ask the device would wait for all that was launched before."""
 
-    def mask(*, attention_mask: torch.Tensor | None, **options: Any) -> torch.Tensor | None:
-        if not padded:
-            attention_mask = None
-        elif attention_mask is not None:
-            options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        return sdpa_mask(attention_mask=attention_mask, **options)
+    def told(make: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+        def mask(*, attention_mask: torch.Tensor | None, **options: Any) -> torch.Tensor | None:
+            if not padded:
+                attention_mask = None
+            elif attention_mask is not None:
+                options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+            return make(attention_mask=attention_mask, **options)
 
-    AttentionMaskInterface.register("sdpa", mask)
+        return mask
+
+    makers: dict[str, Callable[..., torch.Tensor | None]] = {"sdpa": sdpa_mask, "eager": eager_mask}
+    for name, make in makers.items():
+        AttentionMaskInterface.register(name, told(make))
     try:
         yield
     finally:
-        AttentionMaskInterface.register("sdpa", sdpa_mask)
+        for name, make in makers.items():
+            AttentionMaskInterface.register(name, make)
 
 
 def _dtype(wanted: str, device: str) -> torch.dtype:
