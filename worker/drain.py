@@ -239,7 +239,9 @@ class Drain:
         for item in items:
             by_prompt.setdefault(item.tokens.prompt_tokens, []).append(item)
         for group in by_prompt.values():
-            for batch in batches([len(item.tokens.ids) for item in group], self._budget.tokens):
+            for batch in batches(
+                [len(item.tokens.ids) for item in group], self._budget.tokens, unpadded=self.engine.facts.unpadded
+            ):
                 yield [group[index] for index in batch]
 
     def _start(self, queue: str, batch: list[Item]) -> None:
@@ -279,7 +281,7 @@ class Drain:
         code, message, retryable = "embedding_failed", f"the model raised {type(error).__name__}", False
         if isinstance(error, OutOfMemory):
             code, message, retryable = "out_of_memory", error.message, True
-            tokens = padded_tokens(batch)
+            tokens = self._size(batch)
             self._out_of_memory += 1
             self._finish(0)  # what was started after it takes memory as well
             self.engine.free_memory()
@@ -295,9 +297,14 @@ class Drain:
             batch[0].work.fail(batch[0].position, code, message, retryable=retryable)
             self._commit_whole(queue, [batch[0].work])
 
+    def _size(self, batch: Sequence[Item]) -> int:
+        """Tokens that the device computes for a batch, padding included."""
+        counts = [len(item.tokens.ids) for item in batch]
+        return sum(counts) if self.engine.facts.unpadded else max(counts) * len(counts)
+
     def _count(self, done: Started) -> None:
         """Note how long a batch took: from its start, or from the end of the one before, which the device did first."""
-        now, tokens = time.perf_counter(), padded_tokens(done.items)
+        now, tokens = time.perf_counter(), self._size(done.items)
         seconds = now - max(done.begun, self._finished)
         self._finished = now
         self._budget.succeeded(tokens, seconds)
@@ -353,8 +360,3 @@ class Drain:
         self._leases.drop(works)
         if kept:
             self.ledger.release(queue, self.worker, [work.shard for work in kept])
-
-
-def padded_tokens(batch: Sequence[Item]) -> int:
-    """Tokens of a batch, padding included."""
-    return max(len(item.tokens.ids) for item in batch) * len(batch)

@@ -37,9 +37,11 @@ class EngineFacts:
     """Most tokens of one input, special tokens included."""
     prompts: tuple[str, ...]
     budget_tokens: int
-    """Most tokens in a batch to start with, padding included."""
+    """Most tokens in a batch to start with, padding included where there is any."""
     parity: float | None = None
     """Worst cosine against float32 torch on the golden texts; None when it was not measured."""
+    unpadded: bool = False
+    """A batch takes the sum of its tokens, not its longest input × number of inputs."""
     ahead: int = 0
     """Batches to `start` before the vectors of an earlier one are read, so that the device never waits for its host."""
 

@@ -15,6 +15,7 @@ from core.errors import DeviceLost, InvalidSetting, OutOfMemory
 from worker.engines import Engine, EngineFacts, Tokens
 from worker.engines.device import resident_bytes
 from worker.engines.model import Model
+from worker.engines.unpadded import Unpadded
 
 UNUSED_CACHE_BYTES = 2 * 2**30
 """Device memory that torch may keep without using it before it is given back."""
@@ -34,6 +35,7 @@ class TorchEngine(Engine):
         self.model = model
         self._empty_cache_tokens = empty_cache_tokens
         self._device = torch.device(facts.device)
+        self._unpadded = Unpadded(model) if facts.unpadded else None
 
     @classmethod
     def load(cls, settings: Settings, device: str) -> Self:
@@ -41,11 +43,13 @@ class TorchEngine(Engine):
 
         Raises:
             ModelUnavailable: the model cannot be loaded.
-            InvalidSetting: torch does not compute in the `DTYPE` asked for.
+            InvalidSetting: torch does not compute in the `DTYPE` asked for, or the model needs padding and `UNPADDED` is set.
         """
         dtype = _dtype(settings.dtype, device)
-        model = Model.load(settings, device, dtype)
         cuda = device.startswith("cuda")
+        if cuda and settings.unpadded and dtype is torch.float32:
+            raise InvalidSetting("UNPADDED=1 needs DTYPE=float16 or bfloat16", param="UNPADDED")
+        model = Model.load(settings, device, dtype)
         facts = EngineFacts(
             engine="torch",
             model=model.name,
@@ -56,6 +60,7 @@ class TorchEngine(Engine):
             max_tokens=model.max_tokens,
             prompts=tuple(sorted(model.prompts)),
             budget_tokens=(settings.batch_size or (32 if cuda else 8)) * model.max_tokens,
+            unpadded=cuda and settings.unpadded,
             ahead=1 if cuda else 0,
         )
         return cls(model, facts, settings.empty_cache_tokens)
@@ -67,13 +72,14 @@ class TorchEngine(Engine):
         return self.start(batch)()
 
     def start(self, batch: Sequence[Tokens]) -> Callable[[], Vectors]:
-        padded = self.model.pad(batch)
-        tokens = padded["input_ids"].size
+        features: dict[str, Any] = self._unpadded.row(batch) if self._unpadded else self.model.pad(batch)
+        tokens = features["input_ids"].size
+        padded = tokens > sum(len(item.ids) for item in batch)
+        if batch[0].prompt_tokens:
+            features["prompt_length"] = batch[0].prompt_tokens
         with self._translated(len(batch), tokens), torch.inference_mode():
-            features: dict[str, Any] = {name: self._on_device(array) for name, array in padded.items()}
-            if batch[0].prompt_tokens:
-                features["prompt_length"] = batch[0].prompt_tokens
-            with _padding_told(not padded["attention_mask"].all()):
+            features = {name: self._on_device(value) for name, value in features.items()}
+            with _padding_told(padded):
                 vectors = self._on_host(self.model.module(features)["sentence_embedding"].float())
 
         def result() -> Vectors:
@@ -85,8 +91,10 @@ class TorchEngine(Engine):
 
         return result
 
-    def _on_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
+    def _on_device(self, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        tensor = torch.from_numpy(value)
         if self._device.type == "cuda":  # torch keeps pinned memory until the copy is over
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
