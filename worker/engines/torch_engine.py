@@ -79,7 +79,7 @@ class TorchEngine(Engine):
             features["prompt_length"] = batch[0].prompt_tokens
         with self._translated(len(batch), tokens), torch.inference_mode():
             features = {name: self._on_device(value) for name, value in features.items()}
-            with _padding_told(padded):
+            with padding_told(padded):
                 vectors = self._on_host(self.model.module(features)["sentence_embedding"].float())
 
         def result() -> Vectors:
@@ -154,7 +154,7 @@ class TorchEngine(Engine):
 
 
 @contextlib.contextmanager
-def _padding_told(padded: bool) -> Iterator[None]:
+def padding_told(padded: bool) -> Iterator[None]:
     """Tell transformers whether the batch is padded: to ask the device would wait for all that was launched before."""
 
     def told(make: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
