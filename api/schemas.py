@@ -265,6 +265,7 @@ def job_record(job: Job, *, with_errors: bool = True) -> dict[str, Any]:
         "device": job.device,
         "engine": job.engine,
         "dtype": job.dtype,
+        "parity": job.parity,
         "dimensions": job.dimensions if job.dimensions is not None else job.options.dimensions,
         "normalize": job.options.normalize,
         "prompt_name": job.options.prompt_name,

@@ -7,9 +7,9 @@ where none has it, random weights of the same architecture stand in, which take 
 beside it. The inputs are random token ids of given lengths, so tokenising is no part of any figure. `--device cpu` runs all but
 the parts that need CUDA, small: it shows that this program works, and is no result.
 
-`engine` is `embed` of the torch engine, from ids in Python to vectors in numpy, by the wall clock; `forward` is the forward pass
-alone over ids that lie on the device already, by CUDA events. The share is that of useful work, the operations of the model's
-matrix products over tokens that are no padding, in the rate of `torch.matmul` in the same dtype.
+`engine` is the torch engine, from ids in Python to vectors in numpy, with batches ahead as in a worker, by the wall clock;
+`forward` is the forward pass alone over ids that lie on the device already, by CUDA events. The share is that of useful work, the
+operations of the model's matrix products over tokens that are no padding, in the rate of `torch.matmul` in the same dtype.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,12 +39,13 @@ from bench.operations import Shape
 from bench.setting import machine, save
 from core.batching import batches
 from core.config import Settings
-from core.errors import EngineError, OutOfMemory
+from core.errors import EngineError, InvalidSetting, OutOfMemory
 from worker.engines import Engine, Tokens
 from worker.engines.device import resolve_device
 from worker.engines.loading import load_engine
 from worker.engines.model import Model
-from worker.engines.torch_engine import TorchEngine
+from worker.engines.torch_engine import TorchEngine, padding_told
+from worker.engines.unpadded import Unpadded
 
 Row = dict[str, Any]
 Batch = Sequence[Tokens]
@@ -55,8 +57,6 @@ LEEWAY_BYTES = 256 * 2**20
 """Memory that is left to the process when it shall run out."""
 VOCABULARY = 30_522
 """Entries in the vocabulary of BERT and of MiniLM."""
-UNPADDED = "bench_unpadded"
-"""Name under which the attention without padding is known to transformers."""
 
 
 @dataclass(frozen=True)
@@ -282,9 +282,10 @@ def texts_of(subject: Subject, corpus: str, max_tokens: int, tokens: int) -> lis
     return found
 
 
-def sorted_batches(texts: Sequence[Tokens], budget_tokens: int) -> list[Batch]:
+def sorted_batches(texts: Sequence[Tokens], budget_tokens: int, *, unpadded: bool = False) -> list[Batch]:
     """The batches that a worker makes, in random order: they come longest first, and a short run would see long texts only."""
-    found: list[Batch] = [[texts[index] for index in group] for group in batches([len(t.ids) for t in texts], budget_tokens)]
+    groups = batches([len(text.ids) for text in texts], budget_tokens, unpadded=unpadded)
+    found: list[Batch] = [[texts[index] for index in group] for group in groups]
     random.Random(1).shuffle(found)
     return found
 
@@ -328,7 +329,36 @@ class Padded:
         self._device = device
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        return {name: torch.from_numpy(array).to(self._device) for name, array in self._model.pad(batch).items()}
+        padded = self._model.pad(batch)
+        features = {name: torch.from_numpy(array).to(self._device) for name, array in padded.items()}
+        return features | {"padded": not padded["attention_mask"].all()}
+
+    @torch.inference_mode()
+    def forward(self, features: dict[str, Any]) -> torch.Tensor:
+        given = dict(features)
+        with padding_told(given.pop("padded")):
+            vectors: torch.Tensor = self._model.module(given)["sentence_embedding"]
+        return vectors
+
+
+class InOneRow:
+    """The same without padding, as the engine does with `UNPADDED=1`. From then on the model takes no padded batches.
+
+    Raises:
+        InvalidSetting: the engine does not do that for such a model.
+    """
+
+    def __init__(self, model: Model, device: str) -> None:
+        self._model = model
+        self._device = device
+        self._unpadded = Unpadded(model)
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        row = self._unpadded.row(batch)
+        return {
+            name: torch.from_numpy(value).to(self._device) if isinstance(value, np.ndarray) else value
+            for name, value in row.items()
+        }
 
     @torch.inference_mode()
     def forward(self, features: dict[str, Any]) -> torch.Tensor:
@@ -336,90 +366,30 @@ class Padded:
         return vectors
 
 
-class Unpadded:
-    """The forward pass of a BERT over a batch as one row of tokens; only pooling sees it padded.
+class Ahead:
+    """Batches through an engine as a worker sends them: so many are started before the vectors of the first are read."""
 
-    On CUDA the attention is torch's own flash attention for texts of different lengths; elsewhere, where torch has none, each
-    text attends to itself in a call of its own.
+    def __init__(self, engine: Engine, ahead: int) -> None:
+        self._engine = engine
+        self._ahead = ahead
+        self._started: deque[Callable[[], Any]] = deque()
 
-    Raises:
-        ValueError: the model is no BERT, so its positions or its attention may be other than thought here.
-    """
-
-    def __init__(self, model: Model, device: str) -> None:
-        from transformers import AttentionInterface
-
-        self._first, *self._others = list(model.module)
-        self._bert: Any = getattr(self._first, "auto_model", None)
-        kind = getattr(getattr(self._bert, "config", None), "model_type", "unknown")
-        if kind != "bert":
-            raise ValueError(f"the model's type is {kind}, not bert")
-        self._device = device
-        AttentionInterface.register(UNPADDED, _attention_of_each_text)
-        self._bert.set_attn_implementation(UNPADDED)
-
-    def prepare(self, batch: Batch) -> dict[str, Any]:
-        counts = [len(item.ids) for item in batch]
-        longest = max(counts)
-        ends = np.cumsum([0, *counts])
-        places = np.concatenate([row * longest + np.arange(count) for row, count in enumerate(counts)])
-        mask = np.arange(longest)[None, :] < np.array(counts)[:, None]
-
-        def on_device(array: np.ndarray, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.from_numpy(array).to(self._device, dtype)
-
-        return {
-            "input_ids": on_device(np.concatenate([np.asarray(item.ids) for item in batch]))[None],
-            "position_ids": on_device(np.concatenate([np.arange(count) for count in counts]))[None],
-            "cu_seq_lens_q": on_device(ends, torch.int32),
-            "max_length_q": longest,
-            "counts": counts,
-            "places": on_device(places),
-            "attention_mask": on_device(mask),
-        }
-
-    @torch.inference_mode()
-    def forward(self, features: dict[str, Any]) -> torch.Tensor:
-        names = ("input_ids", "position_ids", "cu_seq_lens_q", "max_length_q", "counts")
-        (hidden,) = self._bert(**{name: features[name] for name in names}).last_hidden_state
-        mask = features["attention_mask"]
-        padded = hidden.new_zeros((mask.numel(), hidden.shape[1]))
-        padded[features["places"]] = hidden
-        pooled = {"token_embeddings": padded.view(*mask.shape, -1), "attention_mask": mask}
-        for part in self._others:
-            pooled = part(pooled)
-        return pooled["sentence_embedding"]
+    def embed(self, batch: Batch) -> None:
+        self._started.append(self._engine.start(batch))
+        while len(self._started) > self._ahead:
+            self._started.popleft()()
 
 
-def _attention_of_each_text(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **features: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention within each text of one row, (1, tokens, heads, width); the inputs are (1, heads, tokens, width)."""
-    if not query.is_cuda:
-        parts = zip(*(tensor.split(features["counts"], dim=2) for tensor in (query, key, value)), strict=True)
-        found = [torch.nn.functional.scaled_dot_product_attention(*part, scale=scaling) for part in parts]
-        return torch.cat(found, dim=2).transpose(1, 2), None
-    from torch.nn.attention.varlen import varlen_attn
-
-    ends, longest = features["cu_seq_lens_q"], features["max_length_q"]
-    rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    return varlen_attn(*rows, ends, ends, longest, longest, scale=scaling)[None], None
-
-
-def forward_rate(plan: Plan, shape: Shape | None, model: Padded | Unpadded, corpus: Sequence[Batch]) -> Rate:
+def forward_rate(plan: Plan, shape: Shape | None, model: Padded | InOneRow, corpus: Sequence[Batch]) -> Rate:
     prepared = [model.prepare(batch) for batch in corpus]
     passes = [lambda features=features: model.forward(features) for features in prepared]
     return rate(plan, shape, corpus, passes, device_seconds)
 
 
-def engine_rate(plan: Plan, shape: Shape | None, engine: Engine, corpus: Sequence[Batch]) -> Rate:
-    return rate(plan, shape, corpus, [lambda batch=batch: engine.embed(batch) for batch in corpus], wall_seconds)
+def engine_rate(plan: Plan, shape: Shape | None, engine: Engine, corpus: Sequence[Batch], ahead: int | None = None) -> Rate:
+    """With as many batches ahead as the engine says, or so many."""
+    pipeline = Ahead(engine, engine.facts.ahead if ahead is None else ahead)
+    return rate(plan, shape, corpus, [lambda batch=batch: pipeline.embed(batch) for batch in corpus], wall_seconds)
 
 
 def worst_cosine(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -498,12 +468,12 @@ def padding(plan: Plan, subject: Subject) -> Iterator[Row]:
             wanted = padded.forward(padded.prepare(arriving[0]))
             reason = ""
             try:
-                unpadded = Unpadded(model, plan.device)
+                unpadded = InOneRow(model, plan.device)
                 cosine = worst_cosine(unpadded.forward(unpadded.prepare(arriving[0])), wanted)
                 for what, some in (("unpadded, as they come", arriving), ("unpadded, sorted", corpus)):
                     rows.append((what, forward_rate(plan, subject.shape, unpadded, some), cosine))
                 del unpadded
-            except (ImportError, RuntimeError, ValueError) as error:  # flash attention needs half precision and a newer card
+            except (RuntimeError, InvalidSetting) as error:  # flash attention needs half precision and a newer card
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             for what, found, cosine in rows:
                 yield {
@@ -528,6 +498,96 @@ def padding(plan: Plan, subject: Subject) -> Iterator[Row]:
                     "worst cosine": "",
                 }
             del model, padded
+
+
+def pipelines(plan: Plan, subject: Subject) -> Iterator[Row]:
+    """The engine with nothing ahead, with one batch ahead, and with that and no padding, in turns, three rounds each."""
+    ways: dict[str, tuple[dict[str, bool], int]] = {"nothing ahead": ({}, 0), "one batch ahead": ({}, 1)}
+    if plan.cuda:
+        ways["one ahead, unpadded"] = ({"unpadded": True}, 1)
+    with released(plan.device):
+        engines: dict[str, TorchEngine] = {}
+        for name, (settings, _) in ways.items():
+            with contextlib.suppress(InvalidSetting):  # the model needs padding
+                engines[name] = load(subject, plan.device, "auto", **settings)
+        some = next(iter(engines.values()))
+        for corpus_name in CORPORA:
+            texts = texts_of(subject, corpus_name, some.facts.max_tokens, plan.batches * plan.budget_tokens)
+            rounds: dict[str, list[Rate]] = {name: [] for name in engines}
+            for _, (name, engine) in itertools.product(range(3), engines.items()):
+                corpus = sorted_batches(texts, plan.budget_tokens, unpadded=engine.facts.unpadded)
+                try:
+                    found = engine_rate(replace(plan, seconds=plan.seconds / 3), subject.shape, engine, corpus, ways[name][1])
+                    rounds[name].append(found)
+                except RuntimeError as error:  # flash attention needs a newer card
+                    print(f"{name}: {NOT_AVAILABLE}: {str(error).splitlines()[0][:120]}\n")
+            speeds = {name: float(np.median([r.texts_per_second for r in done])) for name, done in rounds.items() if done}
+            for name, speed in speeds.items():
+                yield {
+                    "model": subject.name,
+                    "dtype": some.facts.dtype,
+                    "corpus": corpus_name,
+                    "engine": name,
+                    "texts/s": speed,
+                    "ratio to nothing ahead": speed / speeds["nothing ahead"],
+                }
+        del engines, some, engine
+
+
+def launches(plan: Plan, subject: Subject) -> Iterator[Row]:
+    """A pass whose kernels are launched one by one, as a CUDA graph, and compiled. Small batches wait for their launches."""
+    with released(plan.device):
+        yield from launch_rows(plan, subject)
+
+
+def launch_rows(plan: Plan, subject: Subject) -> list[Row]:
+    dtype = "float16" if plan.cuda else "float32"
+    model = Model.load(subject.settings, plan.device, getattr(torch, dtype))
+    bare, source = Padded(model, plan.device), random.Random(3)
+    shapes = ((1, 16), (8, 32), (32, min(256, model.max_tokens)))
+    inputs = [bare.prepare([text_of(tokens, subject.vocabulary, source) for _ in range(texts)]) for texts, tokens in shapes]
+    rows: list[Row] = []
+    for name in ("launched", "CUDA graph", "torch.compile"):
+        if name == "torch.compile":
+            model.module[0].auto_model.compile(dynamic=True)  # in place, so last
+        for number, (features, (texts, tokens)) in enumerate(zip(inputs, shapes, strict=True)):
+            row: Row = {"model": subject.name, "dtype": dtype, "texts": texts, "tokens/text": tokens, "pass": name}
+
+            def run(features: dict[str, Any] = features) -> None:
+                bare.forward(features)
+
+            try:
+                ms = milliseconds_of(plan, graph_of(run) if name == "CUDA graph" else run)
+                rows.append(row | {"ms": ms, "ratio": (rows[number]["ms"] if number < len(rows) else ms) / ms})
+            except Exception as error:  # a compiler may be absent, or fail in any way
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+                rows.append(row | {"ms": f"{NOT_AVAILABLE}: {reason}", "ratio": ""})
+    return rows
+
+
+def milliseconds_of(plan: Plan, run: Callable[[], Any], passes: int = 20) -> float:
+    """Median time of a pass among others, by the clock on the wall."""
+
+    def work() -> None:
+        for _ in range(passes):
+            run()
+
+    work()
+    return float(np.median([wall_seconds(plan.device, work) for _ in range(7)])) / passes * 1000
+
+
+def graph_of(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The kernels of a pass, to be launched in one call, always on the same memory."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a pass before the capture, on another stream, as torch asks for
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def empty_cache_calls(plan: Plan, subject: Subject) -> Iterator[Row]:
@@ -755,6 +815,8 @@ def main() -> int:
             ("throughput", f"Batches of {plan.budget_tokens:,} tokens", models, lambda s: throughput(plan, s, limits), False),
             ("budgets", "Token budgets, engine", few, lambda s: budgets(plan, s), False),
             ("padding", "Padded against unpadded, mixed corpus, forward", few, lambda s: padding(plan, s), False),
+            ("pipelines", "Batches ahead, and without padding, engine", few, lambda s: pipelines(plan, s), False),
+            ("launches", "Launches, CUDA graphs, torch.compile, forward", models, lambda s: launches(plan, s), True),
             ("empty_cache_calls", "Cost of empty_cache()", models, lambda s: empty_cache_calls(plan, s), True),
             ("empty_cache_policies", "When to call empty_cache()", models, lambda s: empty_cache_policies(plan, s), True),
             ("out_of_memory", "Forced out of memory", models, lambda s: forced_out_of_memory(plan, s), True),

@@ -138,6 +138,8 @@ class Settings:
     """A worker whose worst cosine is below this does not start."""
     cache_dir: str = _setting("~/.cache/vector-api", _text)
     """Folder of converted models."""
+    unpadded: bool = _setting(False, _switch)
+    """On cuda, in half precision: texts of a batch in one row instead of padded; for BERT, RoBERTa and XLM-RoBERTa."""
     batch_size: int | None = _setting(None, _optional(_whole(1)))
     """Texts of full length in a batch; empty is 32 on cuda and 8 elsewhere. Token budget = this × the model's maximum length."""
     empty_cache_tokens: int = _setting(16_384, _whole(1))

@@ -12,7 +12,8 @@
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
     └── EngineError             what a worker's engine raises
         ├── ModelUnavailable    the model or the device cannot be had; the worker stops at start
-        └── OutOfMemory         the device is full; the worker retries with a smaller batch
+        ├── OutOfMemory         the device is full; the worker retries with a smaller batch
+        └── DeviceLost          the device failed and this process cannot use it again; the worker's process ends
 
 Every request error carries the `param` (field) at fault and a machine-readable `code`. Messages name the field, the limit
 and what was sent, never a text. HTTP status lives in `api/errors.py` alone.
@@ -82,3 +83,7 @@ class ModelUnavailable(EngineError):
 
 class OutOfMemory(EngineError):
     code = "out_of_memory"
+
+
+class DeviceLost(EngineError):
+    code = "device_lost"

@@ -93,6 +93,8 @@ class Job:
     engine: str | None = None
     dtype: str | None = None
     revision: str | None = None
+    parity: float | None = None
+    """The worst of the workers that had a part in it; None also when none of them measured it."""
     dimensions: int | None = None
     tokens: int = 0
     truncated: int = 0
@@ -129,6 +131,7 @@ class Job:
             engine=record.get("engine"),
             dtype=record.get("dtype"),
             revision=record.get("revision"),
+            parity=float(record["parity"]) if "parity" in record else None,
             dimensions=int(record["dimensions"]) if "dimensions" in record else None,
             tokens=int(record.get("tokens", 0)),
             truncated=int(record.get("truncated", 0)),

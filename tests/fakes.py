@@ -19,7 +19,7 @@ import worker.lifecycle
 from core.config import Settings
 from core.errors import OutOfMemory
 from worker import app
-from worker.engines import EngineFacts, Tokens
+from worker.engines import Engine, EngineFacts, Tokens
 
 __all__ = ["DIMENSIONS", "FakeEngine", "app", "vector_of"]
 
@@ -44,8 +44,8 @@ class FakeTokens(Tokens):
         object.__setattr__(self, "text", text)
 
 
-class FakeEngine:
-    def __init__(self, settings: Settings) -> None:
+class FakeEngine(Engine):
+    def __init__(self, settings: Settings, *, ahead: int = 0) -> None:
         self.batch_seconds = float(os.environ.get("FAKE_BATCH_SECONDS", "0"))
         self.facts = EngineFacts(
             engine="fake",
@@ -57,6 +57,8 @@ class FakeEngine:
             max_tokens=MAX_TOKENS,
             prompts=("query",),
             budget_tokens=(settings.batch_size or 8) * MAX_TOKENS,
+            parity=0.99995,
+            ahead=ahead,
         )
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:

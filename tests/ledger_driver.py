@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Driver:
 
     def commit(self, *shards: ClaimedShard, failed: Collection[int] = ()) -> None:
         """Store the shards' vectors; inputs whose index in the job is in `failed` have none."""
-        facts = {"device": "cpu", "engine": "fake", "dtype": "float32", "revision": "fake"}
+        facts: dict[str, Any] = {"device": "cpu", "engine": "fake", "dtype": "float32", "revision": "fake", "parity": 0.9999}
         finished = [Committed(shard, result_of(shard, failed)) for shard in shards]
         assert all(self.ledger.commit(self.queue, finished, **facts))
 
@@ -59,6 +60,7 @@ class Driver:
                 max_tokens=256,
                 prompts=("query",),
                 facts={"inputs_per_second": 10.0},
+                parity=0.9999,
             ),
             lifetime_seconds=lifetime_seconds,
         )

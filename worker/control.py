@@ -1,8 +1,10 @@
-"""`celery -A worker inspect device|model|ledger`: what the parent answers while its child works.
+"""`celery -A worker inspect device|model|batches|ledger`: what the parent answers while its child works.
 
 The facts come from the worker's own report in the ledger: the parent knows nothing of torch.
 """
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker.control import inspect_command
@@ -11,7 +13,17 @@ from core.errors import LedgerUnavailable
 from worker import app, lifecycle
 
 DEVICE_FACTS = ("device", "dtype", "state")
-MODEL_FACTS = ("model", "revision", "engine", "dtype", "dimensions", "max_tokens", "prompts")
+MODEL_FACTS = ("model", "revision", "engine", "dtype", "parity", "dimensions", "max_tokens", "prompts")
+BATCH_FACTS = (
+    "batches",
+    "inputs",
+    "tokens",
+    "padding_share",
+    "tokens_per_second",
+    "budget_tokens",
+    "out_of_memory",
+    "last_batch",
+)
 
 
 def _reports() -> dict[str, dict[str, Any]]:
@@ -19,29 +31,41 @@ def _reports() -> dict[str, dict[str, Any]]:
     return {worker.name: vars(worker) for worker in ledger.workers() if worker.name.split("/")[0] == lifecycle.node_name()}
 
 
-def _answer(names: tuple[str, ...], *, with_facts: bool) -> dict[str, Any]:
+def _answer(chosen: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """What is chosen from the report of each child."""
     try:
         reports = _reports()
     except LedgerUnavailable as error:
         return {"error": error.message}
     if not reports:
         return {"error": "this worker has not loaded its model yet, or has lost its child"}
-    answer = {}
-    for name, report in reports.items():
-        answer[name] = {fact: report[fact] for fact in names} | (report["facts"] if with_facts else {})
-    return answer
+    return {name: chosen(report) for name, report in reports.items()}
 
 
 @inspect_command()
 def device(state: Any) -> dict[str, Any]:
     """Device, dtype, memory and figures of this worker."""
-    return _answer(DEVICE_FACTS, with_facts=True)
+    return _answer(lambda report: {fact: report[fact] for fact in DEVICE_FACTS} | report["facts"])
 
 
 @inspect_command()
 def model(state: Any) -> dict[str, Any]:
     """The model this worker holds."""
-    return _answer(MODEL_FACTS, with_facts=False)
+    return _answer(lambda report: {fact: report[fact] for fact in MODEL_FACTS})
+
+
+@inspect_command()
+def batches(state: Any) -> dict[str, Any]:
+    """How this worker's batches were, and the last one. Padding is a share of all tokens, padding included."""
+    return _answer(_batches)
+
+
+def _batches(report: dict[str, Any]) -> dict[str, Any]:
+    found = {fact: report["facts"][fact] for fact in BATCH_FACTS}
+    if last := found["last_batch"]:
+        age = max(0.0, time.time() - last["ended_at"])  # parent and child share a clock
+        found["last_batch"] = {fact: value for fact, value in last.items() if fact != "ended_at"} | {"age_seconds": round(age, 1)}
+    return found
 
 
 @inspect_command()

@@ -1,10 +1,13 @@
 """Work through a queue: claim shards, embed their inputs in batches, commit each shard when it is whole.
 
 Three things happen at the same time, so that the device waits for neither Redis nor the tokenizer: this thread embeds a
-batch, one thread claims and tokenises what comes next, and one commits what is whole.
+batch, one thread claims and tokenises what comes next, and one commits what is whole. A device that computes by itself (cuda) has
+its next batch before the vectors of the last one are read.
 """
 
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,14 +16,14 @@ from typing import Any
 from core.batching import batches
 from core.budget import TokenBudget
 from core.config import Settings
-from core.errors import OutOfMemory
+from core.errors import DeviceLost, OutOfMemory
 from core.jobs import Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step
-from worker.engines import Engine, Tokens
+from worker.engines import Engine
 from worker.leases import Leases
 from worker.log import log
-from worker.work import Item, Work
+from worker.work import Item, Vectors, Work
 
 CLAIM_SECONDS = 1.0
 """Work in one claim, roughly: enough to sort inputs by length, little enough to lose."""
@@ -33,6 +36,9 @@ AHEAD_SECONDS = 1.0
 MOST_COMMITS = 4
 """Commits on their way before the worker waits for the oldest."""
 
+DEVICE_LOST = 4
+"""Exit code of a process whose device failed."""
+
 
 @dataclass
 class Prepared:
@@ -42,6 +48,16 @@ class Prepared:
     items: list[Item]
     lane: Lane | None
     alone: bool
+
+
+@dataclass
+class Started:
+    """A batch that the device computes; a call of `vectors` waits for it."""
+
+    queue: str
+    items: list[Item]
+    vectors: Callable[[], Vectors]
+    begun: float
 
 
 class Drain:
@@ -73,6 +89,9 @@ class Drain:
         self._batches = 0
         self._out_of_memory = 0
         self._seconds = 0.0
+        self._last_batch: dict[str, Any] | None = None
+        self._started: deque[Started] = deque()
+        self._finished = 0.0
         self._leases = Leases(ledger, worker, settings.lease_seconds)
         self._preparing = ThreadPoolExecutor(1, "prepare")
         self._committing = ThreadPoolExecutor(1, "commit")
@@ -89,6 +108,7 @@ class Drain:
             "tokens_per_second": round(self._budget.tokens_per_second),
             "budget_tokens": self._budget.tokens,
             "out_of_memory": self._out_of_memory,
+            "last_batch": self._last_batch,
         }
 
     def run(self, queue: str) -> None:
@@ -97,6 +117,7 @@ class Drain:
         try:
             self._run(queue, time.monotonic() + self.settings.drain_seconds)
         finally:
+            self._started.clear()
             self._leases.drop_all()
             self.busy = False
         if self.ledger.release(queue, self.worker):
@@ -193,12 +214,12 @@ class Drain:
             self._commit_whole(queue, prepared.works)
             for batch in self._cut(prepared.items):
                 if self._stopping():
-                    return
+                    break
                 interactive_waits = self._leases.look(queue)
                 if interactive_waits and prepared.lane is Lane.BULK and not prepared.alone:
                     self._preempt(queue)
-                self._embed([item for item in batch if not item.work.lost])
-                self._commit_whole(queue, dict.fromkeys(item.work for item in batch))
+                self._start(queue, [item for item in batch if not item.work.lost])
+            self._finish(0)
         finally:
             unfinished = [work for work in prepared.works if not work.on_its_way]
             if self._stopping():
@@ -218,50 +239,88 @@ class Drain:
         for item in items:
             by_prompt.setdefault(item.tokens.prompt_tokens, []).append(item)
         for group in by_prompt.values():
-            for batch in batches([len(item.tokens.ids) for item in group], self._budget.tokens):
+            for batch in batches(
+                [len(item.tokens.ids) for item in group], self._budget.tokens, unpadded=self.engine.facts.unpadded
+            ):
                 yield [group[index] for index in batch]
 
-    def _embed(self, batch: list[Item]) -> None:
-        """Embed a batch and hand out its vectors. A batch that fails is halved until the input at fault fails alone."""
-        if not batch:
-            return
-        tokens = [item.tokens for item in batch]
-        padded = max(len(item.ids) for item in tokens) * len(tokens)
-        started = time.perf_counter()
-        try:
-            vectors = self.engine.embed(tokens)
-        except OutOfMemory as error:
-            self._out_of_memory += 1
-            self.engine.free_memory()
-            self._budget.ran_out(padded)
-            log.warning("out of memory with a batch of %d tokens; the budget is now %d", padded, self._budget.tokens)
-            self._retry(batch, "out_of_memory", error.message, retryable=True)
-        except Exception as error:
-            log.warning("a batch of %d inputs failed", len(batch), exc_info=True)
-            self._retry(batch, "embedding_failed", f"the model raised {type(error).__name__}", retryable=False)
-        else:
-            self._count(tokens, padded, time.perf_counter() - started)
+    def _start(self, queue: str, batch: list[Item]) -> None:
+        """Have the device compute a batch, and hand out the vectors of those before it, but for what the engine does ahead."""
+        if batch:
+            begun = time.perf_counter()
+            try:
+                vectors = self.engine.start([item.tokens for item in batch])
+            except Exception as error:
+                self._failed(queue, batch, error)
+            else:
+                self._started.append(Started(queue, batch, vectors, begun))
+        self._finish(self.engine.facts.ahead)
+
+    def _finish(self, most: int) -> None:
+        """Hand out vectors, and commit what they make whole, until at most so many batches are under way."""
+        while len(self._started) > most:
+            done = self._started.popleft()
+            try:
+                vectors = done.vectors()
+            except Exception as error:
+                self._failed(done.queue, done.items, error)
+                continue
+            self._count(done)
             rows: dict[Work, list[int]] = {}
-            for row, item in enumerate(batch):
+            for row, item in enumerate(done.items):
                 rows.setdefault(item.work, []).append(row)
             for work, found in rows.items():
-                work.succeed([batch[row].position for row in found], vectors[found])
+                work.succeed([done.items[row].position for row in found], vectors[found])
+            self._commit_whole(done.queue, rows)
 
-    def _count(self, batch: Sequence[Tokens], padded: int, seconds: float) -> None:
-        self._budget.succeeded(padded, seconds)
-        self._inputs += len(batch)
-        self._tokens += sum(len(item.ids) for item in batch)
-        self._padded += padded
+    def _failed(self, queue: str, batch: list[Item], error: Exception) -> None:
+        """Halve a batch that failed, until the input at fault fails alone."""
+        if isinstance(error, DeviceLost):
+            log.critical("this process ends, its shards come back with their leases: %s", error.message)
+            os._exit(DEVICE_LOST)
+        code, message, retryable = "embedding_failed", f"the model raised {type(error).__name__}", False
+        if isinstance(error, OutOfMemory):
+            code, message, retryable = "out_of_memory", error.message, True
+            tokens = self._size(batch)
+            self._out_of_memory += 1
+            self._finish(0)  # what was started after it takes memory as well
+            self.engine.free_memory()
+            self._budget.ran_out(tokens)
+            log.warning("out of memory with a batch of %d tokens; the budget is now %d", tokens, self._budget.tokens)
+        else:
+            log.warning("a batch of %d inputs failed", len(batch), exc_info=error)
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._start(queue, batch[:half])
+            self._start(queue, batch[half:])
+        else:
+            batch[0].work.fail(batch[0].position, code, message, retryable=retryable)
+            self._commit_whole(queue, [batch[0].work])
+
+    def _size(self, batch: Sequence[Item]) -> int:
+        """Tokens that the device computes for a batch, padding included."""
+        counts = [len(item.tokens.ids) for item in batch]
+        return sum(counts) if self.engine.facts.unpadded else max(counts) * len(counts)
+
+    def _count(self, done: Started) -> None:
+        """Note how long a batch took: from its start, or from the end of the one before, which the device did first."""
+        now, tokens = time.perf_counter(), self._size(done.items)
+        seconds = now - max(done.begun, self._finished)
+        self._finished = now
+        self._budget.succeeded(tokens, seconds)
+        unpadded = sum(len(item.tokens.ids) for item in done.items)
+        self._inputs += len(done.items)
+        self._tokens += unpadded
+        self._padded += tokens
         self._batches += 1
         self._seconds += seconds
-
-    def _retry(self, batch: list[Item], code: str, message: str, *, retryable: bool) -> None:
-        if len(batch) == 1:
-            batch[0].work.fail(batch[0].position, code, message, retryable=retryable)
-            return
-        half = len(batch) // 2
-        self._embed(batch[:half])
-        self._embed(batch[half:])
+        self._last_batch = {
+            "inputs": len(done.items),
+            "tokens": unpadded,
+            "padding_share": round(1 - unpadded / tokens, 4),
+            "seconds": round(seconds, 4),
+            "ended_at": time.time(),
+        }
 
     # Commit ---------------------------------------------------------------------------------------------------------
 
@@ -285,6 +344,7 @@ class Drain:
                 engine=facts.engine,
                 dtype=facts.dtype,
                 revision=facts.revision,
+                parity=facts.parity,
             )
         finally:
             self._leases.drop(works)

@@ -99,6 +99,7 @@ class Process:
                 max_tokens=facts.max_tokens,
                 prompts=facts.prompts,
                 facts=self.engine.memory() | self._drain.figures(),
+                parity=facts.parity,
             ),
             lifetime_seconds=3 * settings.heartbeat_seconds,
         )

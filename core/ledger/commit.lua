@@ -1,12 +1,12 @@
 -- Store the results of shards, each exactly once. The attempt number is the fencing token: a worker that lost its lease to
 -- another can write nothing.
--- ARGV: queue, worker facts (device, engine, dtype, revision), then per shard: job, shard, attempt, result block, dimensions,
+-- ARGV: queue, worker facts (device, engine, dtype, revision, parity or ''), then per shard: job, shard, attempt, result block, dimensions,
 --       failed, tokens, truncated, errors (JSON list of JSON strings)
 -- Returns 1 or 0 per shard: whether it was stored
 local queue = ARGV[1]
-local device, engine, dtype, revision = unpack(ARGV, 2, 5)
+local device, engine, dtype, revision, parity = unpack(ARGV, 2, 6)
 local stored = {}
-for n = 6, #ARGV, 9 do
+for n = 7, #ARGV, 9 do
   local id, shard, attempt, block, dimensions, failed, tokens, truncated, errors = unpack(ARGV, n, n + 8)
   local job = key('job', id)
   local current = is_held(queue, id, shard, attempt)
@@ -16,6 +16,8 @@ for n = 6, #ARGV, 9 do
     redis.call('HDEL', key('inputs', id), shard)
     redis.call('HDEL', key('attempts', id), shard)
     redis.call('HSET', job, 'device', device, 'engine', engine, 'dtype', dtype, 'revision', revision, 'dimensions', dimensions)
+    local worst = redis.call('HGET', job, 'parity') -- of all workers that had a part in the job
+    if parity ~= '' and not (worst and tonumber(worst) <= tonumber(parity)) then redis.call('HSET', job, 'parity', parity) end
     redis.call('HINCRBY', job, 'tokens', tokens)
     redis.call('HINCRBY', job, 'truncated', truncated)
     redis.call('HINCRBY', key('counters'), 'inputs:' .. queue, count_of(shard))

@@ -103,7 +103,9 @@ class Worker:
     max_tokens: int
     prompts: tuple[str, ...]
     facts: dict[str, Any]
-    """Further figures for people: memory, versions, the last batch."""
+    """Further figures for people: memory, what was done so far, the last batch."""
+    parity: float | None = None
+    """Worst cosine of its engine against float32 torch; None when it was not measured."""
     seen_at: float = 0.0
 
 
@@ -464,7 +466,15 @@ class Ledger:
 
     @_translated
     def commit(
-        self, queue: str, finished: Sequence[Committed], *, device: str, engine: str, dtype: str, revision: str
+        self,
+        queue: str,
+        finished: Sequence[Committed],
+        *,
+        device: str,
+        engine: str,
+        dtype: str,
+        revision: str,
+        parity: float | None = None,
     ) -> list[bool]:
         """Store results, each exactly once. Returns for each whether it was stored.
 
@@ -472,7 +482,7 @@ class Ledger:
         """
         if not finished:
             return []
-        args: list[Any] = [queue, device, engine, dtype, revision]
+        args: list[Any] = [queue, device, engine, dtype, revision, "" if parity is None else parity]
         for item in finished:
             result = item.result
             args += _name(item.shard)

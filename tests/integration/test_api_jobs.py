@@ -52,6 +52,7 @@ def test_new_job_is_answered_with_its_record_and_where_to_look(api: httpx.Client
         "device": None,
         "engine": None,
         "dtype": None,
+        "parity": None,
         "dimensions": None,
         "normalize": True,
         "prompt_name": None,
@@ -77,7 +78,7 @@ def test_record_follows_the_job_to_its_end(api: httpx.Client, driver: Driver) ->
     driver.work(1)
     record = api.get(f"/v1/jobs/{job_id}").json()
     assert (record["status"], record["counts"], record["progress"]) == ("running", {"total": 4, "done": 2, "failed": 0}, 0.5)
-    worker = {"device": "cpu", "engine": "fake", "dtype": "float32", "revision": "fake", "dimensions": 8}
+    worker = {"device": "cpu", "engine": "fake", "dtype": "float32", "revision": "fake", "parity": 0.9999, "dimensions": 8}
     assert {name: record[name] for name in worker} == worker
     assert record["created_at"] <= record["started_at"]
     assert record["ended_at"] is None
@@ -295,9 +296,19 @@ def test_queues_show_what_waits_runs_and_who_works(api: httpx.Client, driver: Dr
     assert [(queue["auto_share"], queue["auto_share_reason"]) for queue in (cpu, gpu)] == [(0.0, "setting"), (1.0, "setting")]
     assert (cpu["stalled"], gpu["stalled"]) == (False, False)
     worker = gpu["workers"][0]
-    assert {"state", "device", "model", "engine", "dtype", "revision", "dimensions", "max_tokens", "seen_at", "facts"} <= set(
-        worker
-    )
+    assert {
+        "state",
+        "device",
+        "model",
+        "engine",
+        "dtype",
+        "revision",
+        "parity",
+        "dimensions",
+        "max_tokens",
+        "seen_at",
+        "facts",
+    } <= set(worker)
     assert answer["totals"]["waiting"] == 9
     assert answer["totals"]["running"] == 1
     assert answer["totals"]["workers"] == 2

@@ -89,6 +89,7 @@ def test_worker_embeds_every_input_in_order_without_being_told(stack: Stack, led
     job = ended(ledger, submit(ledger, TEXTS))
     assert (job.status, job.counts.done, job.counts.failed, job.device) == (JobStatus.SUCCEEDED, 300, 0, "cpu")
     assert job.tokens == sum(len(text.split()) + 2 for text in TEXTS)
+    assert (job.engine, job.dtype, job.revision, job.parity) == ("fake", "float32", "fake", 0.99995)
     assert_every_vector(ledger, "job", TEXTS)
 
 
@@ -214,14 +215,16 @@ def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger) -> Non
     assert "embed_pending" in inspect(stack, "active")
     assert "embed_pending" in inspect(stack, "registered")
     assert "prefork" in inspect(stack, "stats")
-    found = {command: json.loads(inspect(stack, command, "--json")) for command in ("device", "model", "ledger")}
+    found = {command: json.loads(inspect(stack, command, "--json")) for command in ("device", "model", "batches", "ledger")}
     for replies in found.values():
         (answer,) = replies.values()
         assert "error" not in answer
     (device,) = next(iter(found["device"].values())).values()
     assert (device["device"], device["dtype"]) == ("cpu", "float32")
     (model,) = next(iter(found["model"].values())).values()
-    assert (model["engine"], model["dimensions"]) == ("fake", 8)
+    assert (model["engine"], model["dimensions"], model["parity"]) == ("fake", 8, 0.99995)
+    (batches,) = next(iter(found["batches"].values())).values()
+    assert (batches["batches"], batches["budget_tokens"], batches["last_batch"]) == (0, 2048, None)
     assert next(iter(found["ledger"].values()))["cpu"]["running"] > 0
 
 

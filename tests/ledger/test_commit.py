@@ -87,6 +87,24 @@ def test_one_commit_stores_shards_of_many_jobs_with_their_own_dimensions(at: Sce
     assert [at.job(f"job{n}").status for n in range(3)] == [JobStatus.SUCCEEDED] * 3
 
 
+def test_record_keeps_the_worst_parity_of_its_workers(at: Scenario) -> None:
+    at.submit("job", (1,) * 6)
+    shards = at.claim().shards
+    found = []
+    for shard, parity in zip(shards, (None, 0.9999, 1.0, 0.99, None, 1e-7), strict=True):
+        at.ledger.commit("cpu", [Committed(shard, result_of(shard))], **ENGINE, parity=parity)
+        found.append(at.job().parity)
+    assert found == [None, 0.9999, 0.9999, 0.99, 0.99, 1e-7]
+
+
+def test_parity_of_a_commit_that_is_dropped_is_not_kept(at: Scenario) -> None:
+    at.submit("job", (1, 1))
+    shard = at.claim_one()
+    assert at.ledger.commit("cpu", [Committed(shard, result_of(shard))] * 2, **ENGINE, parity=1.0) == [True, False]
+    at.ledger.commit("cpu", [Committed(shard, result_of(shard))], **ENGINE, parity=0.5)
+    assert at.job().parity == 1.0
+
+
 def test_commit_of_nothing_is_nothing(at: Scenario) -> None:
     assert at.commit() == []
 

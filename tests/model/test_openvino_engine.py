@@ -11,6 +11,7 @@ import pytest
 from core.config import Settings
 from core.errors import InvalidSetting, ModelUnavailable
 from tests.model.test_torch_engine import embed, worst_cosine
+from tests.model.tiny import tiny_model
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("the OpenVINO package is not installed", allow_module_level=True)
@@ -144,40 +145,7 @@ def test_very_long_text_is_cut_as_sentence_transformers_does(fast: Any, referenc
     assert worst_cosine(embed(fast, [long]), reference.encode([long])) >= 0.999999
 
 
-# Models of every shape, made small here -------------------------------------------------------------------------------
-
-
-def tiny_transformer(folder: Path, model_folder: Path, kind: str) -> Any:
-    """A transformer module with random weights and the real model's tokenizer."""
-    import torch
-    from sentence_transformers.sentence_transformer.modules import Transformer
-    from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
-
-    torch.manual_seed(7)
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
-    if kind == "distilbert":  # takes no token_type_ids
-        tokenizer.model_input_names = ["input_ids", "attention_mask"]
-        config = DistilBertConfig(vocab_size=len(tokenizer), dim=32, n_layers=2, n_heads=4, hidden_dim=64)
-        DistilBertModel(config).save_pretrained(folder)
-    else:
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-        BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return Transformer(str(folder), max_seq_length=128)
-
-
-def tiny_model(folder: Path, model_folder: Path, kind: str, pooling: str, *, dense: bool, normalize: bool, prompt: bool) -> Path:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Dense, Normalize
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
-    transformer = tiny_transformer(folder / "base", model_folder, kind)
-    parts: list[Any] = [transformer, Pooling(32, pooling_mode=pooling, include_prompt=not prompt)]
-    parts += [Dense(32, 16)] if dense else []
-    parts += [Normalize()] if normalize else []
-    prompts = {"query": "Represent this question: "} if prompt else None
-    SentenceTransformer(modules=parts, device="cpu", prompts=prompts).save_pretrained(str(folder / "model"))
-    return folder / "model"
+# Models of every shape -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,23 @@
 """The torch engine gives the vectors of sentence-transformers, batched or alone."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.batching import batches
 from core.config import Settings
-from core.errors import ModelUnavailable, OutOfMemory
+from core.errors import DeviceLost, ModelUnavailable, OutOfMemory
+from core.jobs import JobStatus
+from core.ledger import Ledger
+from tests.integration.test_drain import drain
+from tests.integration.test_worker import submit
+from tests.model.tiny import tiny_model
+from worker.engines.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.model
 
@@ -72,8 +81,6 @@ def prompted_folder(reference: Any, tmp_path_factory: pytest.TempPathFactory) ->
 def test_prompts_equal_sentence_transformers(prompted_folder: Path, texts: list[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
-    from worker.engines.torch_engine import TorchEngine
-
     prompted = SentenceTransformer(str(prompted_folder), device="cpu")
     engine = TorchEngine.load(Settings.from_env({"MODEL_NAME": str(prompted_folder)}), "cpu")
     assert engine.facts.prompts == ("query",)
@@ -84,8 +91,6 @@ def test_prompts_equal_sentence_transformers(prompted_folder: Path, texts: list[
 
 
 def test_absent_device_names_what_was_found(model_folder: Path) -> None:
-    import torch
-
     from worker.engines.device import resolve_device
 
     if torch.cuda.is_available():
@@ -100,6 +105,9 @@ def test_absent_device_names_what_was_found(model_folder: Path) -> None:
     [
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes"), OutOfMemory),
         (MemoryError(), OutOfMemory),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), OutOfMemory),
+        (torch.AcceleratorError("CUDA error: out of memory"), OutOfMemory),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), DeviceLost),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
     ],
 )
@@ -113,7 +121,47 @@ def test_full_memory_is_told_apart_from_other_errors(
     with pytest.raises(expected) as caught:
         engine.embed(engine.tokenize(["a text"], None))
     assert caught.type is expected
-    assert caught.type is RuntimeError or str(caught.value) == "cpu has too little memory for 1 inputs of 4 tokens"
+    if expected is OutOfMemory:
+        assert str(caught.value) == "cpu has too little memory for 1 inputs of 4 tokens"
+
+
+def test_pass_that_ran_out_of_memory_keeps_no_tensors(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+
+    def forward(*_: Any, **__: Any) -> Any:
+        activations = torch.zeros(1000)
+        kept.append(weakref.ref(activations))
+        raise MemoryError
+
+    monkeypatch.setattr(engine.model.module, "forward", forward)
+    with pytest.raises(OutOfMemory) as caught:
+        engine.embed(engine.tokenize(["a text"], None))
+    assert caught.value is not None
+    assert kept[0]() is None
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "full", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")]
+)
+def test_full_cpu_halves_the_batch_and_fails_nothing(
+    engine: Any, ledger: Ledger, texts: list[str], wanted: np.ndarray, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
+    honest, some = engine.model.module.forward, texts[1:17]
+
+    def forward(features: dict[str, Any]) -> Any:
+        if features["input_ids"].numel() > 300:
+            raise full
+        return honest(features)
+
+    monkeypatch.setattr(engine.model.module, "forward", forward)
+    submit(ledger, some)
+    assert drain(engine, ledger).figures()["out_of_memory"] > 0
+    job = ledger.get("job", "default")
+    assert (job.status, job.counts.done) == (JobStatus.SUCCEEDED, len(some))
+    blocks = [ledger.result("job", span) for span in ledger.finished("job")]
+    found = np.concatenate([np.frombuffer(block.vectors, dtype="<f4").reshape(-1, 384) for block in blocks])
+    assert worst_cosine(found, wanted[1:17]) >= 0.999999
 
 
 def test_quota_of_the_container_limits_the_threads(tmp_path: Path) -> None:
@@ -124,3 +172,48 @@ def test_quota_of_the_container_limits_the_threads(tmp_path: Path) -> None:
     assert _quota_cpus(tmp_path) is None
     (tmp_path / "cpu.max").write_text("250000 100000\n")
     assert _quota_cpus(tmp_path) == 2
+
+
+class Asked(TorchDispatchMode):
+    """Notes every operation that needs a tensor's value on the host, where a device would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(
+            name in str(func) for name in ("is_nonzero", "_local_scalar_dense", "aten.nonzero", "aten.equal", "masked_select")
+        ):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [
+        ("bert", "mean"),
+        ("bert", "max"),
+        ("distilbert", "cls"),
+        ("xlm-roberta", "cls"),
+        ("mpnet", "mean"),
+        ("modernbert", "lasttoken"),
+    ],
+)
+def test_forward_pass_asks_the_device_nothing(
+    tmp_path: Path, model_folder: Path, texts: list[str], kind: str, pooling: str
+) -> None:
+    """What a CPU is asked here, a GPU would be asked, too, and its host would wait for all batches before."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = str(tiny_model(tmp_path, model_folder, kind, pooling))
+    plain, tiny = SentenceTransformer(folder, device="cpu"), TorchEngine.load(Settings.from_env({"MODEL_NAME": folder}), "cpu")
+    for some in (texts[1:9], texts[1:2] * 3):  # with padding, and without
+        tokens = tiny.tokenize(some, None)
+        with Asked() as asked:
+            vectors = tiny.start(tokens)
+        assert asked.found == []
+        np.testing.assert_allclose(vectors(), plain.encode(some), atol=1e-5)
+    with Asked() as asked, torch.inference_mode():
+        plain(plain.preprocess(texts[1:9]))
+    assert asked.found, "without the engine's word the device is asked"

@@ -26,9 +26,30 @@ def test_inputs_are_grouped_longest_first(lengths: list[int], budget_tokens: int
     assert batches(lengths, budget_tokens) == expected
 
 
+@pytest.mark.parametrize(
+    ("lengths", "budget_tokens", "expected"),
+    [
+        ([], 100, []),
+        ([60, 30, 10], 100, [[0, 1, 2]]),
+        ([60, 30, 11], 100, [[0, 1], [2]]),
+        ([200, 3, 3], 100, [[0], [1, 2]]),
+        ([0, 0, 1], 2, [[2, 0], [1]]),  # an input without tokens counts as one, so that a batch has an end
+    ],
+)
+def test_without_padding_the_sum_counts(lengths: list[int], budget_tokens: int, expected: list[list[int]]) -> None:
+    assert batches(lengths, budget_tokens, unpadded=True) == expected
+
+
+@given(lengths_lists, budgets, st.booleans())
+def test_batches_hold_every_input_once(lengths: list[int], budget_tokens: int, unpadded: bool) -> None:
+    found = batches(lengths, budget_tokens, unpadded=unpadded)
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+
+
 @given(lengths_lists, budgets)
-def test_batches_hold_every_input_once(lengths: list[int], budget_tokens: int) -> None:
-    assert sorted(index for batch in batches(lengths, budget_tokens) for index in batch) == list(range(len(lengths)))
+def test_sum_without_padding_never_passes_the_budget_but_by_a_single_text(lengths: list[int], budget_tokens: int) -> None:
+    for batch in batches(lengths, budget_tokens, unpadded=True):
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= budget_tokens
 
 
 @given(lengths_lists, budgets)

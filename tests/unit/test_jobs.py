@@ -30,6 +30,7 @@ ENDED = QUEUED | {
     "engine": "torch",
     "dtype": "float16",
     "revision": "abc",
+    "parity": "0.99995",
     "dimensions": "384",
     "tokens": "99",
     "truncated": "2",
@@ -43,7 +44,8 @@ def test_record_of_a_new_job_leaves_open_what_only_a_worker_knows() -> None:
     assert (job.id, job.status, job.counts, job.lane) == ("j", JobStatus.QUEUED, Counts(4), Lane.BULK)
     assert job.metadata == {"a": [1, None]}
     assert job.created_at == 1700000000.123
-    assert (job.started_at, job.ended_at, job.expires_at, job.device, job.dimensions, job.tokens) == (None,) * 5 + (0,)
+    assert (job.started_at, job.ended_at, job.expires_at, job.device, job.dimensions, job.parity) == (None,) * 6
+    assert job.tokens == 0
     assert job.progress == 0
 
 
@@ -52,6 +54,7 @@ def test_record_of_an_ended_job_tells_all() -> None:
     job = Job.from_record("j", ENDED, errors)
     assert (job.counts, job.progress, job.errors) == (Counts(4, 3, 1), 1.0, errors)
     assert (job.device, job.engine, job.dtype, job.revision, job.dimensions) == ("cuda:0", "torch", "float16", "abc", 384)
+    assert job.parity == 0.99995
     assert (job.tokens, job.truncated, job.ttl_seconds) == (99, 2, 600)
     assert (job.started_at, job.ended_at, job.expires_at) == (1700000000.5, 1700000001.0, 1700000601.0)
 

@@ -4,7 +4,7 @@ An engine is loaded once per process, in the worker's child. `torch` is the refe
 against it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,12 +37,18 @@ class EngineFacts:
     """Most tokens of one input, special tokens included."""
     prompts: tuple[str, ...]
     budget_tokens: int
-    """Most tokens in a batch to start with, padding included."""
+    """Most tokens in a batch to start with, padding included where there is any."""
     parity: float | None = None
     """Worst cosine against float32 torch on the golden texts; None when it was not measured."""
+    unpadded: bool = False
+    """A batch takes the sum of its tokens, not its longest input × number of inputs."""
+    ahead: int = 0
+    """Batches to `start` before the vectors of an earlier one are read, so that the device never waits for its host."""
 
 
 class Engine(Protocol):
+    """To be inherited from: an engine has `embed` at least."""
+
     facts: EngineFacts
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
@@ -54,6 +60,18 @@ class Engine(Protocol):
         Raises:
             OutOfMemory: the device cannot hold the batch; the engine stays usable.
         """
+
+    def start(self, batch: Sequence[Tokens]) -> "Callable[[], np.ndarray[Any, np.dtype[np.float32]]]":
+        """`embed` in two steps: what comes back waits for the vectors of this batch. Batches are computed in the order of starts.
+
+        An engine that returns before the vectors are there says so by `facts.ahead`; this one computes them at once.
+
+        Raises:
+            OutOfMemory: as `embed`, from either step.
+            DeviceLost: the device failed, in this batch or in another that was started; only a new process can use it again.
+        """
+        vectors = self.embed(batch)
+        return lambda: vectors
 
     def free_memory(self) -> None:
         """Give cached device memory back."""

@@ -8,6 +8,7 @@ from core.config import Settings
 from core.errors import EngineError, ModelUnavailable
 from worker.engines import Engine
 from worker.engines.device import resolve_device
+from worker.engines.fitting import fit_budget
 from worker.engines.parity import parity
 from worker.engines.torch_engine import TorchEngine
 
@@ -21,7 +22,7 @@ def load_engine(settings: Settings) -> Engine:
     """The engine of this process, on the resolved device.
 
     Raises:
-        ModelUnavailable: the device is absent, the model cannot be loaded, or the vectors fall below `PARITY_FLOOR`.
+        ModelUnavailable: the device is absent or too small, the model cannot be loaded, or the vectors fall below `PARITY_FLOOR`.
     """
     device = resolve_device(settings.device)
     fast = _load_openvino(settings, device)
@@ -33,8 +34,11 @@ def load_engine(settings: Settings) -> Engine:
         engine.facts = replace(engine.facts, parity=found)
     if fast:
         fast.forget_torch()
+    if device != "cpu":
+        fit_budget(engine)
     facts = engine.facts
     shown = "" if facts.parity is None else f", parity {facts.parity:.7f}"
+    shown += f", batches of {facts.budget_tokens} tokens at most"
     log.info("loaded %s (%s): %s on %s in %s%s", facts.model, facts.revision, facts.engine, facts.device, facts.dtype, shown)
     return engine
 

@@ -23,7 +23,7 @@ import torch
 
 from core.config import Settings
 from core.errors import OutOfMemory
-from worker.engines import EngineFacts, Tokens
+from worker.engines import Engine, EngineFacts, Tokens
 from worker.engines.device import resident_bytes, usable_cpus
 from worker.engines.model import Model
 from worker.engines.torch_engine import TorchEngine, is_out_of_memory
@@ -67,7 +67,7 @@ class _Traced(torch.nn.Module):
         return vectors
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(Engine):
     """One model, compiled for this CPU."""
 
     def __init__(self, model: Model, compiled: Any, facts: EngineFacts) -> None:
