@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -548,7 +548,8 @@ def job_not_found(job_id: str, param: str = "id") -> JobNotFound:
 
 def _worker(report: bytes) -> Worker:
     found = json.loads(report)
-    return Worker(**(found | {"queues": tuple(found["queues"]), "prompts": tuple(found["prompts"])}))
+    known = {field.name: found[field.name] for field in fields(Worker) if field.name in found}  # newer versions may report more
+    return Worker(**(known | {"queues": tuple(found["queues"]), "prompts": tuple(found["prompts"])}))
 
 
 def _blocks(shards: Iterable[Shard]) -> list[Any]:

@@ -1,5 +1,6 @@
 """What can be read: lists of jobs, workers, the state of queues."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -115,6 +116,13 @@ def test_later_report_replaces_the_earlier(at: Scenario) -> None:
     (worker,) = at.ledger.workers()
     at.ledger.report(replace(worker, state="busy"), lifetime_seconds=600)
     assert [found.state for found in at.ledger.workers()] == ["busy"]
+
+
+def test_report_of_a_newer_version_can_be_read(at: Scenario) -> None:
+    at.report("w1")
+    report = json.loads(at.redis.hget(at.key("worker", "w1"), "report"))
+    at.redis.hset(at.key("worker", "w1"), "report", json.dumps(report | {"unheard_of": 1}))
+    assert [worker.name for worker in at.ledger.workers()] == ["w1"]
 
 
 def test_worker_that_was_killed_leaves_the_sets_with_the_next_report(at: Scenario) -> None:
