@@ -12,7 +12,7 @@ REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requ
 LOCKED := requirements-api requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
+.PHONY: help setup demo run key doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ demo: $(READY) ## start everything, embed a text, search in it by meaning, stop
 
 run: $(READY) ## start Redis, the API and a worker; Ctrl-C stops them (API_PORT=8000, DATA_DIR=.data)
 	@$(BIN)/python -m launcher run
+
+key: ## make an API key for a tenant: API_KEYS_FILE=keys make key NAME=alice
+	@$(PYTHON) -m core.keys $(NAME)
 
 doctor: $(READY) ## say whether this machine can run the service, and what to do where it cannot
 	@$(BIN)/python -m doctor

@@ -8,6 +8,20 @@ from flask import Response
 
 JSON = "application/json"
 
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+"""Of every answer: a browser runs, frames, passes on and keeps nothing of it. A view that shows a page sets its own."""
+
+
+def add_security_headers(answer: Response) -> Response:
+    for name, value in SECURITY_HEADERS.items():
+        answer.headers.setdefault(name, value)
+    return answer
+
 
 def json_answer(payload: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(payload), status, headers, mimetype=JSON)

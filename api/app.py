@@ -3,7 +3,8 @@
 from celery import Celery
 from flask import Flask, request
 
-from api import errors
+from api import access, errors
+from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
@@ -19,7 +20,11 @@ REDIS_TIMEOUT_SECONDS = 0.8
 
 
 def create_app(settings: Settings | None = None, ledger: Ledger | None = None, celery: Celery | None = None) -> Flask:
-    """The WSGI application. What is not passed in is made from the environment's settings."""
+    """The WSGI application. What is not passed in is made from the environment's settings.
+
+    Raises:
+        InvalidSetting: a setting, or the file that API_KEYS_FILE names, cannot be used.
+    """
     settings = settings or Settings.from_env()
     if ledger is None:
         ledger = Ledger(connect(settings.redis_url, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1), settings.redis_prefix)
@@ -33,7 +38,9 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
     )
     errors.register(app)
+    app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
+    access.guard(app, settings, ledger)
     for views in (health.views, queues.views, jobs.views, results.views):
         app.register_blueprint(views)
     return app

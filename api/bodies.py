@@ -15,7 +15,7 @@ from typing import IO
 from flask import Request
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
-from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge, VectorApiError
+from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge, Unauthorized, VectorApiError
 
 PIECE_BYTES = 65_536
 
@@ -99,11 +99,11 @@ def refusing(request: Request) -> Iterator[None]:
     """Around the reading of a request: a client that is refused may finish sending, within bounds.
 
     Closing a connection while its client still sends resets it, and the client may never see why it was refused. When Redis is
-    away there is little time for that, as this is to be told within a second.
+    away there is little time for that, as this is to be told within a second; and strangers get little of ours.
     """
     try:
         yield
-    except LedgerUnavailable:
+    except (LedgerUnavailable, Unauthorized):
         _let_finish(request, 0.1)
         raise
     except (VectorApiError, HTTPException):

@@ -19,7 +19,6 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from core.errors import (
-    BacklogFull,
     IdempotencyConflict,
     InvalidRequest,
     JobNotFound,
@@ -27,6 +26,8 @@ from core.errors import (
     LedgerUnavailable,
     ModelNotFound,
     RequestTooLarge,
+    TryLater,
+    Unauthorized,
     VectorApiError,
 )
 
@@ -44,12 +45,13 @@ class Kind(NamedTuple):
 
 KINDS: dict[type[VectorApiError], Kind] = {
     InvalidRequest: Kind(400, INVALID, None),
+    Unauthorized: Kind(401, INVALID, None),
     ModelNotFound: Kind(404, INVALID, None),
     JobNotFound: Kind(404, INVALID, None),
     IdempotencyConflict: Kind(409, INVALID, None),
     JobNotReady: Kind(409, INVALID, 1),
     RequestTooLarge: Kind(413, INVALID, None),
-    BacklogFull: Kind(429, RATE_LIMIT, 60),
+    TryLater: Kind(429, RATE_LIMIT, 60),
     LedgerUnavailable: Kind(503, SERVER, 1),
     VectorApiError: Kind(500, SERVER, None),
 }
@@ -86,13 +88,15 @@ def _answer_our_error(error: VectorApiError) -> Response:
         log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
     if error.__cause__ is not None and isinstance(error, LedgerUnavailable):
         message = UNREACHABLE  # what Redis said names hosts and paths
-    if isinstance(error, BacklogFull):
+    if isinstance(error, TryLater):
         retry_after = error.retry_after_seconds
     answer = _answer(kind.status, error_body(message, kind.type, error.param, error.code))
     if retry_after is None:
         answer.headers["x-should-retry"] = "false"
     else:
         answer.headers["Retry-After"] = str(retry_after)
+    if isinstance(error, Unauthorized):
+        answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -13,6 +14,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
+from api.access import KeyFile, require_closed
+from api.answers import SECURITY_HEADERS
 from api.app import create_app
 from api.errors import INVALID, SERVER, error_body
 from core.config import Settings
@@ -30,6 +33,9 @@ def main() -> int:
         return 2
     try:
         listener = listen(settings)
+    except InvalidSetting as error:
+        print(f"vector-api: {error.message}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"vector-api: {_explain(error, settings)}", file=sys.stderr)
         return 1
@@ -41,8 +47,14 @@ def listen(settings: Settings) -> socket.socket:
     """A socket bound to the API's address.
 
     Bound here and handed on: gunicorn itself tries for 5 s and then says little.
+
+    Raises:
+        InvalidSetting: others could reach it, and no key is asked for; or the keys cannot be used.
     """
-    family = socket.getaddrinfo(settings.api_host, settings.api_port, type=socket.SOCK_STREAM)[0][0]
+    family, *_, address = socket.getaddrinfo(settings.api_host, settings.api_port, type=socket.SOCK_STREAM)[0]
+    require_closed(settings, address)
+    if settings.api_keys_file:
+        KeyFile(Path(settings.api_keys_file))
     return socket.create_server((settings.api_host, settings.api_port), family=family, backlog=1024)
 
 
@@ -123,6 +135,7 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
             self.log.exception("a request failed outside of the application")
             body = error_body("an error of the service itself", SERVER, None, code)
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
             util.write_nonblock(client, head.encode() + body)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import cast
 
-from flask import Request, current_app
+from flask import Request, current_app, g
 
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
@@ -27,5 +27,5 @@ def services() -> Services:
 
 
 def tenant_of(_request: Request) -> str:
-    """Who sent the request; each tenant sees its own jobs only."""
-    return "default"
+    """Who sent the request; each tenant sees its own jobs only. `api.access` has found it out."""
+    return cast(str, g.tenant)

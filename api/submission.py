@@ -9,16 +9,16 @@ import logging
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from api.bodies import Body, lines
 from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
 from api.services import Services
 from core.config import Settings
-from core.errors import InvalidRequest, LedgerUnavailable
+from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge
 from core.jobs import Lane
-from core.ledger import Ledger, NewJob, Worker, require_same_body
+from core.ledger import Ledger, Limits, NewJob, Worker, require_same_body
 from core.routing import choose_queue, may_move
 from core.sharding import Input, Shard, cut
 
@@ -55,7 +55,8 @@ class Submission:
 
         Raises:
             InvalidRequest: or a kind of it, for what the client did wrong.
-            BacklogFull: too many inputs would wait.
+            BacklogFull: too much would wait.
+            RateLimited: too many inputs in a minute.
             LedgerUnavailable: Redis went away; whether the job was accepted may be unknown.
         """
         settings = self.services.settings
@@ -88,10 +89,8 @@ class Submission:
         return Accepted(job_id, replayed=True)
 
     def _require_room(self) -> None:
-        limit = self.services.settings.max_waiting_inputs
-        waiting = self.services.ledger.waiting_inputs()
-        if waiting >= limit:
-            raise self.services.ledger.backlog_full(waiting, 0, limit)
+        settings = self.services.settings
+        self.services.ledger.require_room(self.tenant, max_waiting_inputs=settings.max_waiting_inputs, limits=limits_of(settings))
 
     def _accept(self, request: JobRequest, inputs: Iterable[Input]) -> Accepted:
         services, settings = self.services, self.services.settings
@@ -114,10 +113,15 @@ class Submission:
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
         )
-        accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs)
+        limits = limits_of(settings)
+        accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)
         if wake:
             services.wakes.send(job.queue)
         return Accepted(accepted_id, replayed=accepted_id != job_id)
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(**{item.name: getattr(settings, item.name) for item in fields(Limits)})
 
 
 def read_idempotency_key(sent: str | None) -> str | None:
@@ -156,6 +160,7 @@ def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settin
     Returns how many inputs and shards they are, and the shards that are left to be submitted with the job.
 
     Raises:
+        RequestTooLarge: they take more bytes than may wait.
         InvalidRequest: there is no input; or whatever `inputs` raises. Nothing stays in the ledger then.
     """
     total = count = 0
@@ -163,7 +168,7 @@ def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settin
     try:
         for group in _groups(cut(inputs, max_inputs=settings.shard_inputs, max_characters=settings.shard_characters)):
             if rest:
-                ledger.stage(job_id, rest)
+                _require_less(ledger.stage(job_id, rest), settings.max_waiting_bytes)
             rest = group
             total, count = group[-1].span.end, count + len(group)
     except LedgerUnavailable:
@@ -175,6 +180,11 @@ def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settin
     if not total:
         raise InvalidRequest("the body has no inputs, at least one is needed", param="inputs")
     return total, count, rest
+
+
+def _require_less(staged_bytes: int, limit_bytes: int | None) -> None:
+    if limit_bytes is not None and staged_bytes > limit_bytes:
+        raise RequestTooLarge(f"the inputs take more than may wait at all: {limit_bytes} bytes (MAX_WAITING_BYTES)")
 
 
 def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:

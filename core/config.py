@@ -3,11 +3,12 @@
 import math
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from core.errors import InvalidSetting
 from core.sentinel import SentinelUrl
@@ -64,6 +65,11 @@ def _redis_url(raw: str) -> str:
         raise ValueError(
             "must be redis://host:port/0, rediss://host:port/0, unix:///path.sock?db=0 or redis+sentinel://host:port,…/master/0"
         )
+    if {"username", "password"} & dict(parse_qsl(parts.query)).keys() or (parts.scheme == "unix" and "@" in parts.netloc):
+        # Celery would show it: it hides what stands before the host, and nothing else.
+        raise ValueError(
+            "may have user and password before the host of redis:// and rediss:// only, as in redis://user:password@host"
+        )
     return raw
 
 
@@ -83,6 +89,22 @@ def _with_password(url: str, file: Path) -> str:
         raise ValueError("is set, but REDIS_URL has a password already")
     user, _, place = parts.netloc.rpartition("@")
     return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{place}").geturl()
+
+
+def _with_ca(url: str, file: Path) -> str:
+    """The URL with the file of the certificate authority, as redis-py takes it."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        raise ValueError("needs a REDIS_URL of rediss://")
+    options = dict(parse_qsl(parts.query))
+    if "ssl_ca_certs" in options:
+        raise ValueError("is set, but REDIS_URL has ssl_ca_certs already")
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl.SSLError is one
+        reason = "no certificate in PEM" if isinstance(error, ssl.SSLError) else os.strerror(error.errno or 0)
+        raise ValueError(f"cannot be read ({reason})") from None
+    return parts._replace(query=urlencode(options | {"ssl_ca_certs": str(file)})).geturl()
 
 
 def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
@@ -112,15 +134,21 @@ class Settings:
     """Redis or Valkey, 6.2 or newer: `redis://`, `rediss://` (TLS), `unix:///path.sock?db=0`, `redis+sentinel://host,host/master/0`."""
     redis_password_file: str | None = _setting(None, _optional(_text))
     """File that holds the password for a `REDIS_URL` without one, which then shows in no list of variables."""
+    redis_ca_file: str | None = _setting(None, _optional(_text))
+    """Certificates (PEM) that may sign the one of a `rediss://` server; empty takes the system's. It is always verified."""
     redis_prefix: str = _setting("vector-api:", _text)
     """Start of every key, so that one server can be shared."""
 
     api_host: str = _setting("127.0.0.1", _text)
-    """Address the API listens on."""
+    """Address the API listens on. One that others can reach needs `API_KEYS_FILE`."""
     api_port: int = _setting(8000, _whole(1, 65535))
     """Port the API listens on."""
     api_threads: int = _setting(64, _whole(1, 1024))
     """Requests answered at the same time; a request that waits for its job holds one."""
+    api_keys_file: str | None = _setting(None, _optional(_text))
+    """File of the API keys, a line `tenant:sha256` each (`make key NAME=alice`). Empty: nobody is asked for a key."""
+    allow_anonymous: bool = _setting(False, _switch)
+    """Whether an API without keys may listen on an address that others can reach."""
 
     model_name: str = _setting(DEFAULT_MODEL, _text)
     """A model of the hub or a local folder, loadable by sentence-transformers."""
@@ -164,6 +192,16 @@ class Settings:
     """Bytes of one NDJSON request."""
     max_waiting_inputs: int = _setting(20_000_000, _whole(1))
     """Inputs that may wait in all queues together; above it the API answers 429."""
+    max_waiting_bytes: int | None = _setting(None, _optional(_whole(1024)))
+    """Bytes of inputs that Redis may hold until their vectors are stored; above it the API answers 429. Empty: no limit."""
+    max_tenant_jobs: int | None = _setting(None, _optional(_whole(1)))
+    """Jobs of one tenant that are queued or running; above it 429. Empty: no limit."""
+    max_tenant_inputs: int | None = _setting(None, _optional(_whole(1)))
+    """Inputs of one tenant that wait or are being embedded; above it 429. Empty: no limit."""
+    max_tenant_requests_per_minute: int | None = _setting(None, _optional(_whole(1)))
+    """Requests of one tenant; above it 429. Empty: no limit, and no write to Redis for it."""
+    max_tenant_inputs_per_minute: int | None = _setting(None, _optional(_whole(1)))
+    """Inputs one tenant may submit; above it 429. A larger job is taken when nothing was sent for a while. Empty: no limit."""
     max_ttl_seconds: int = _setting(30 * 86_400, _whole(1))
     """Longest result lifetime a client may ask for."""
     result_ttl_seconds: int = _setting(86_400, _whole(1))
@@ -210,9 +248,10 @@ class Settings:
             except ValueError as error:
                 shown = "" if item.metadata["secret"] else f", got {raw!r}"
                 raise InvalidSetting(f"{variable} {error}{shown}", param=variable) from None
-        if path := values.get("redis_password_file"):
-            try:
-                values["redis_url"] = _with_password(values.get("redis_url", cls.redis_url), Path(path))
-            except ValueError as error:
-                raise InvalidSetting(f"REDIS_PASSWORD_FILE {error}, got {path!r}", param="REDIS_PASSWORD_FILE") from None
+        for name, complete in (("redis_password_file", _with_password), ("redis_ca_file", _with_ca)):
+            if path := values.get(name):
+                try:
+                    values["redis_url"] = complete(values.get("redis_url", cls.redis_url), Path(path))
+                except ValueError as error:
+                    raise InvalidSetting(f"{name.upper()} {error}, got {path!r}", param=name.upper()) from None
         return cls(**values)

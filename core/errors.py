@@ -8,7 +8,10 @@
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)
     │   └── JobNotReady         the result cannot be given yet (409)
-    ├── BacklogFull             too many inputs wait already (429)
+    ├── Unauthorized            no API key, or an unknown one (401)
+    ├── TryLater                what may be done some seconds later (429)
+    │   ├── BacklogFull         too much waits already, of all or of this tenant
+    │   └── RateLimited         the tenant has used up what it may in a minute
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
     └── EngineError             what a worker's engine raises
         ├── ModelUnavailable    the model or the device cannot be had; the worker stops at start
@@ -61,12 +64,24 @@ class JobNotReady(InvalidRequest):
     code = "job_not_ready"
 
 
-class BacklogFull(VectorApiError):
-    code = "backlog_full"
+class Unauthorized(VectorApiError):
+    code = "invalid_api_key"
+
+
+class TryLater(VectorApiError):
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, *, retry_after_seconds: int) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class BacklogFull(TryLater):
+    code = "backlog_full"
+
+
+class RateLimited(TryLater):
+    pass
 
 
 class LedgerUnavailable(VectorApiError):

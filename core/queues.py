@@ -2,6 +2,7 @@
 
 import ssl
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 from kombu.entity import Queue
@@ -12,6 +13,9 @@ from core.sentinel import SentinelUrl
 
 EMBED_PENDING = "embed_pending"
 """The task that drains a queue; its only argument is the queue's name. A message may be lost or doubled without harm."""
+
+
+TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def create_celery(settings: Settings) -> Celery:
@@ -42,7 +46,9 @@ def create_celery(settings: Settings) -> Celery:
         worker_enable_remote_control=True,
     )
     if url.startswith("rediss://"):
-        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True} | _tls_files(
+            settings.redis_url
+        )
     return app
 
 
@@ -55,6 +61,8 @@ def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
         path, _, query = url.removeprefix("unix://").partition("?")
         database = dict(part.split("=") for part in query.split("&") if "=" in part).get("db", "0")
         url = f"redis+socket://{path}?virtual_host={database}"
+    elif url.startswith("rediss://"):
+        url = url.partition("?")[0]
     return url, {
         "global_keyprefix": f"{settings.redis_prefix}celery:",
         "visibility_timeout": 600,
@@ -68,6 +76,11 @@ def broker(settings: Settings) -> tuple[str, dict[str, Any]]:
         "client_name": "vector-api",
         **more,
     }
+
+
+def _tls_files(url: str) -> dict[str, str]:
+    """Certificates and keys that the URL names, as redis-py takes them."""
+    return {name: value for name, value in parse_qsl(urlsplit(url).query) if name in TLS_FILES}
 
 
 def send_embed_pending(app: Celery, queue: str) -> None:

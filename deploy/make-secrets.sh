@@ -1,5 +1,6 @@
 #!/bin/sh
-# Write new random passwords, for Redis and for Flower, to deploy/secrets, unless they are there.
+# Make what docker-compose.yml mounts as secrets, unless it is there: random passwords for Redis and for Flower, and an empty file
+# for API keys.
 #
 # The folder is closed to other users of this machine. The files themselves are not: they are mounted into containers, where the
 # service's user, another one than you, has to read them.
@@ -17,3 +18,10 @@ for name in redis_password flower_password; do
   chmod 644 "$file"
   echo "wrote $file"
 done
+
+keys="$folder/api_keys"
+if [ ! -e "$keys" ]; then
+  echo "# A line tenant:sha256 for each API key; API_KEYS_FILE=$keys make key NAME=alice adds one" > "$keys"
+  chmod 644 "$keys"
+  echo "wrote $keys"
+fi

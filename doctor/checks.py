@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from core.config import Settings
+from core.errors import InvalidSetting
+from core.keys import Keys
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch, Version
 
 DRIVERS = {12: 525, 13: 580}
@@ -220,6 +222,17 @@ def check_redis(server: RedisServer) -> list[Finding]:
     return findings
 
 
+def check_keys(found: Keys | InvalidSetting | None) -> list[Finding]:
+    """Whether the file of the API keys can be used; None: API_KEYS_FILE is not set."""
+    if found is None:
+        return []
+    if isinstance(found, InvalidSetting):
+        return [failure("keys", found.message, "correct the file; `make key NAME=alice` adds a line to it")]
+    if not found:
+        return [failure("keys", "API_KEYS_FILE holds no key", "make one: make key NAME=alice")]
+    return [ok("keys", f"API_KEYS_FILE holds {len(found)} keys")]
+
+
 def check_clock(server: RedisServer) -> list[Finding]:
     """This machine's clock against that of Redis, whose time every job carries."""
     if server.error is not None:
@@ -281,7 +294,14 @@ def check_model(model: Model) -> list[Finding]:
     return [failure("model", f"{model.name} is not in the cache {model.cache}, and {reason}", advice)]
 
 
-def check_all(settings: Settings, libraries: Libraries, driver: Driver, server: RedisServer, machine: Machine) -> list[Finding]:
+def check_all(
+    settings: Settings,
+    libraries: Libraries,
+    driver: Driver,
+    server: RedisServer,
+    machine: Machine,
+    keys: Keys | InvalidSetting | None = None,
+) -> list[Finding]:
     """Every finding, in the order in which a person would look."""
     findings = check_libraries(libraries)
     torch, model = libraries.torch, libraries.model
@@ -292,6 +312,7 @@ def check_all(settings: Settings, libraries: Libraries, driver: Driver, server: 
     findings += check_containers(machine, driver)
     findings += check_redis(server)
     findings += check_clock(server)
+    findings += check_keys(keys)
     findings += check_cpu(machine)
     if torch is not None:
         findings += check_threads(machine, torch, settings)

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from redis import RedisError
 
 from core.config import Settings
+from core.errors import InvalidSetting
+from core.keys import Keys
 from core.ledger import connect
 from core.sentinel import SentinelUrl
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch
@@ -118,6 +120,14 @@ def _place(url: str) -> str:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def probe_keys(settings: Settings) -> Keys | InvalidSetting | None:
+    """The API's keys, or what is wrong with their file."""
+    try:
+        return Keys.read(Path(settings.api_keys_file)) if settings.api_keys_file else None
+    except InvalidSetting as error:
+        return error
 
 
 def probe_libraries() -> Libraries:

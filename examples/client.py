@@ -1,10 +1,13 @@
 """Embed a file's passages: submit a job, wait for it, read its vectors.
 
 python examples/client.py examples/alice.txt --output vectors.npy
+
+Where the service asks for a key, it is read from the environment variable API_KEY.
 """
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +23,11 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 class Client:
-    """A vector-api at `url`."""
+    """A vector-api at `url`. `api_key` is needed where the service asks for one."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8000") -> None:
-        self._http = httpx.Client(base_url=url, timeout=60)
+    def __init__(self, url: str = "http://127.0.0.1:8000", *, api_key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=60)
 
     def submit(self, inputs: Sequence[str], *, wait_seconds: float = 0, **options: Any) -> Job:
         """The record of a new job. `options` are those of POST /v1/jobs, such as `priority="interactive"`.
@@ -74,7 +78,7 @@ def main() -> None:
         "--output", type=Path, default=Path("vectors.npy"), help="the file to write, for numpy.load (%(default)s)"
     )
     options = parser.parse_args()
-    client = Client(options.url)
+    client = Client(options.url, api_key=os.environ.get("API_KEY"))
     try:
         job = client.submit(read_passages(options.file))
         print(f"job {job['id']}: {job['counts']['total']} passages", flush=True)

@@ -1,5 +1,6 @@
 """`python -m launcher demo`: start the service, embed a text through its API, search in it by meaning, stop."""
 
+import secrets
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from core.config import Settings
 from core.errors import VectorApiError
+from core.keys import append, digest_of
 from examples.client import Client, Job, read_passages
 from launcher.interrupts import Interrupts
 from launcher.stack import Show, Stack, free_port
@@ -69,8 +71,10 @@ def demo(settings: Settings, environ: Mapping[str, str], file: Path, *, queues: 
     try:
         with log.open("w", encoding="utf-8") as out:
             show = _writer(out)
+            key, keys = _make_key(folder)
+            environ = dict(environ) | {"API_KEYS_FILE": str(keys)}
             with Stack(settings, environ, folder / "data", port=port, queues=queues, show=show, interrupts=interrupts) as stack:
-                _demonstrate(stack, settings, passages, queues.split(",")[0])
+                _demonstrate(stack, settings, passages, queues.split(",")[0], key)
                 stack.check()
     except (VectorApiError, httpx.HTTPError, RuntimeError) as error:
         shutil.rmtree(folder / "data", ignore_errors=True)
@@ -85,12 +89,19 @@ def demo(settings: Settings, environ: Mapping[str, str], file: Path, *, queues: 
     return 0
 
 
-def _demonstrate(stack: Stack, settings: Settings, passages: list[str], queue: str) -> None:
+def _make_key(folder: Path) -> tuple[str, Path]:
+    """A key for this demo alone, so that it works at any API_HOST, and the file that the API knows it from."""
+    key, keys = secrets.token_urlsafe(), folder / "keys"
+    append(keys, f"demo:{digest_of(key)}")
+    return key, keys
+
+
+def _demonstrate(stack: Stack, settings: Settings, passages: list[str], queue: str, key: str) -> None:
     with _stage("starting Redis and the API") as tick:
         stack.wait_for_api(API_SECONDS, tick)
     with _stage(f"loading the model {settings.model_name}") as tick:
         stack.wait_for_worker(MODEL_SECONDS, tick)
-    client = Client(stack.url)
+    client = Client(stack.url, api_key=key)
     try:
         job, vectors = _embed(client, passages, queue)
         _show_job(job)

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 import redis
 
 from core.config import Settings
-from core.errors import VectorApiError
-from core.ledger import connect
+from core.errors import LedgerUnavailable, VectorApiError
+from core.ledger import Ledger, connect
 from launcher.data_folder import DataFolder
 from launcher.interrupts import Interrupts
 from launcher.keeper import GRACE_SECONDS, Keeper
@@ -218,8 +218,16 @@ class Stack:
 
     def wait_for_worker(self, seconds: float = math.inf, tick: Callable[[], None] = lambda: None) -> None:
         """Returns when a worker has loaded its model and works for the first of our queues. Raises what `wait_for_api` raises."""
-        queue = self.queues.split(",")[0]
-        self._wait(lambda: self._get("/readyz").get("queues", {}).get(queue), seconds, tick, "the worker is not ready")
+        self._wait(self._has_worker, seconds, tick, "the worker is not ready")
+
+    def _has_worker(self) -> bool:
+        """Asks the ledger, not the API, which may ask for a key."""
+        try:
+            with connect(self.own_redis_url or self._settings.redis_url, timeout_seconds=5, retries=0) as client:
+                workers = Ledger(client, self._settings.redis_prefix).workers()
+        except LedgerUnavailable:
+            return False
+        return any(self.queues.split(",")[0] in worker.queues for worker in workers)
 
     def _wait(self, condition: Callable[[], object], seconds: float, tick: Callable[[], None], problem: str) -> None:
         deadline = time.monotonic() + seconds

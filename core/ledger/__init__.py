@@ -7,6 +7,7 @@ after the prefix of the settings (default `vector-api:`):
     job:<id>                         hash    the job's record, see `core.jobs.Job.from_record`    ttl after its end
     inputs:<id>                      hash    shard -> input block; a field goes with its commit   10 min while staged
     pending:<id>                     list    shards nobody has claimed, in order                  10 min while staged
+    staged:<id>                      string  bytes of the input blocks so far                     10 min, or until submitted
     attempts:<id>                    hash    shard -> attempts; the fencing token                 end of the job
     vectors:<id>                     hash    shard -> result block                                with the job
     errors:<id>                      list    the first 100 failed inputs, JSON                    with the job
@@ -17,6 +18,8 @@ after the prefix of the settings (default `vector-api:`):
     auto:<queue>                     zset    live jobs there that `move` may take elsewhere       when empty
     moving                           string  the worker that moves jobs just now                  1 s
     waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
+    live                             hash    bytes, jobs:<tenant>, inputs:<tenant> not yet ended  when empty
+    rate:<kind>:<tenant>             string  when the tenant's requests or inputs are whole again when they are
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
     draining:<queue>                 zset    workers at work, by the time that stops being sure   when empty
@@ -36,6 +39,34 @@ A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that 
 supported; one Redis with a replica (Sentinel) is.
 """
 
-from core.ledger.ledger import Claim, ClaimedShard, Committed, Ledger, NewJob, QueueState, Worker, connect, require_same_body
+from core.ledger.ledger import (
+    NO_LIMITS,
+    Allowance,
+    Claim,
+    ClaimedShard,
+    Committed,
+    Ledger,
+    Limits,
+    NewJob,
+    QueueState,
+    Worker,
+    connect,
+    rate_limited,
+    require_same_body,
+)
 
-__all__ = ["Claim", "ClaimedShard", "Committed", "Ledger", "NewJob", "QueueState", "Worker", "connect", "require_same_body"]
+__all__ = [
+    "NO_LIMITS",
+    "Allowance",
+    "Claim",
+    "ClaimedShard",
+    "Committed",
+    "Ledger",
+    "Limits",
+    "NewJob",
+    "QueueState",
+    "Worker",
+    "connect",
+    "rate_limited",
+    "require_same_body",
+]

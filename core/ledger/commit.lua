@@ -9,10 +9,14 @@ local stored = {}
 for n = 7, #ARGV, 9 do
   local id, shard, attempt, block, dimensions, failed, tokens, truncated, errors = unpack(ARGV, n, n + 8)
   local job = key('job', id)
-  local current = is_held(queue, id, shard, attempt)
+  local current, tenant, counted = is_held(queue, id, shard, attempt)
   if current then
     redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
     redis.call('HSET', key('vectors', id), shard, block)
+    if counted then
+      shrink(id, redis.call('HSTRLEN', key('inputs', id), shard))
+      count('inputs:' .. tenant, 0 - count_of(shard))
+    end
     redis.call('HDEL', key('inputs', id), shard)
     redis.call('HDEL', key('attempts', id), shard)
     redis.call('HSET', job, 'device', device, 'engine', engine, 'dtype', dtype, 'revision', revision, 'dimensions', dimensions)
@@ -27,4 +31,5 @@ for n = 7, #ARGV, 9 do
   end
   table.insert(stored, current and 1 or 0)
 end
+write_counts()
 return stored

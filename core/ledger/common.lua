@@ -13,11 +13,68 @@ local function split(member) return string.match(member, '^([^/]+)/(.*)$') end
 
 local function is_live(status) return status == 'queued' or status == 'running' end
 
--- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another.
+-- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another. Then returns also the
+-- job's tenant, and its bytes, which a job of an older version does not have: it is not counted.
 local function is_held(queue, id, shard, attempt)
-  return redis.call('HGET', key('attempts', id), shard) == attempt
-    and redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard)
-    and is_live(redis.call('HGET', key('job', id), 'status'))
+  if redis.call('HGET', key('attempts', id), shard) ~= attempt
+    or not redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard) then return false end
+  local status, tenant, bytes = unpack(redis.call('HMGET', key('job', id), 'status', 'tenant', 'bytes'))
+  return is_live(status), tenant, bytes
+end
+
+-- What still needs its vectors, waiting or being embedded, is counted in `live` for the limits: bytes of all, jobs and inputs of
+-- each tenant. Changes are collected and written once, at the end of a script: `write_counts`.
+local counts, shrunk = {}, {} -- by field; bytes that a job has lost, by its id
+
+local function count(field, n) counts[field] = (counts[field] or 0) + n end
+
+-- A job has lost (or won) input blocks of so many bytes.
+local function shrink(id, bytes)
+  shrunk[id] = (shrunk[id] or 0) + bytes
+  count('bytes', 0 - bytes)
+end
+
+local function write_counts()
+  for id, bytes in pairs(shrunk) do redis.call('HINCRBY', key('job', id), 'bytes', 0 - bytes) end
+  local none = {}
+  for field, n in pairs(counts) do
+    if n ~= 0 and redis.call('HINCRBY', key('live'), field, n) == 0 then table.insert(none, field) end
+  end
+  if none[1] then redis.call('HDEL', key('live'), unpack(none)) end
+end
+
+-- The first limit that a job of so many inputs and bytes would break, or nil:
+-- {'full', setting, what is there, inputs that have to end before the job fits, 1 if it never will}
+local function broken_limit(tenant, limits, inputs, bytes)
+  local waiting = 0
+  for _, n in ipairs(redis.call('HVALS', key('waiting'))) do waiting = waiting + n end
+  local more = limits['MAX_WAITING_BYTES'] or limits['MAX_TENANT_INPUTS'] or limits['MAX_TENANT_JOBS']
+  local live = more and redis.call('HMGET', key('live'), 'bytes', 'jobs:' .. tenant, 'inputs:' .. tenant) or {}
+  local held, jobs, own = tonumber(live[1] or 0), tonumber(live[2] or 0), tonumber(live[3] or 0)
+  local function broken(setting, found, more, inputs_each)
+    local over = limits[setting] and found + more - limits[setting] or 0
+    if over > 0 then return {'full', setting, found, math.ceil(over * inputs_each), more > limits[setting] and 1 or 0} end
+  end
+  return broken('MAX_WAITING_INPUTS', waiting, inputs, 1)
+    or broken('MAX_WAITING_BYTES', held, bytes, waiting / math.max(1, held))
+    or broken('MAX_TENANT_INPUTS', own, inputs, 1)
+    or broken('MAX_TENANT_JOBS', jobs, 1, own / math.max(1, jobs))
+end
+
+-- Take from what a tenant may use in a minute. It comes back evenly, so all that is kept is the time when it is whole again (the
+-- generic cell rate algorithm). What costs more than all of it is granted when it is whole, and is then paid off for longer.
+-- Returns granted (1 or 0), what is left, ms until it is whole, ms until the same would be granted
+local function spend(kind, tenant, per_minute, cost)
+  local name, each = key('rate', kind, tenant), 60000 / per_minute
+  local whole = math.max(now, tonumber(redis.call('GET', name) or 0))
+  local after = whole + cost * each
+  local wait = math.max(0, math.min(whole - now, after - now - 60000))
+  if wait == 0 and cost > 0 then
+    redis.call('SET', name, string.format('%.6f', after), 'PX', math.ceil(after - now))
+    whole = after
+  end
+  local left = math.max(0, math.floor((now + 60000 - whole) / each + 0.000001))
+  return wait == 0 and 1 or 0, left, math.ceil(whole - now), math.ceil(wait)
 end
 
 local function add_waiting(queue, lane, inputs)
@@ -32,12 +89,17 @@ local function line_up(id, queue, lane, tenant, front)
   end
 end
 
--- Store a job's shards from ARGV[first] on: shard, input block, shard, …
+-- Store a job's shards from ARGV[first] on: shard, input block, shard, … Returns the bytes of those that are new
 local function store_shards(id, first)
+  local bytes = 0
   for n = first, #ARGV, 2 do
     local shard, block = ARGV[n], ARGV[n + 1]
-    if redis.call('HSET', key('inputs', id), shard, block) == 1 then redis.call('RPUSH', key('pending', id), shard) end
+    if redis.call('HSET', key('inputs', id), shard, block) == 1 then
+      redis.call('RPUSH', key('pending', id), shard)
+      bytes = bytes + #block
+    end
   end
+  return bytes
 end
 
 -- Take a job out of its lane. It begins with what needs no memory, so that a full server does it all the same.
@@ -84,9 +146,16 @@ end
 -- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped.
 local function finish(id, status)
   local job = key('job', id)
-  local found = redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home')
+  local found =
+    redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed')
   local expires = now + found[2] * 1000
   redis.call('HSET', job, 'status', status, 'ended_at', now, 'expires_at', expires)
+  if found[6] then
+    count('bytes', (shrunk[id] or 0) - found[6])
+    count('inputs:' .. found[1], (found[8] or 0) + (found[9] or 0) - found[7])
+    count('jobs:' .. found[1], -1)
+    shrunk[id] = nil
+  end
   redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id))
   for _, name in ipairs({job, key('vectors', id), key('errors', id)}) do redis.call('PEXPIREAT', name, expires) end
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end

@@ -4,8 +4,9 @@
 local queue, id, shard, attempt = unpack(ARGV, 1, 4)
 if redis.call('HGET', key('attempts', id), shard) ~= attempt
   or redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 0 then return 0 end
-local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue')
+local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue', 'bytes')
 if not is_live(record[1]) then return 0 end
+local lost = redis.call('HSTRLEN', key('inputs', id), shard)
 redis.call('HDEL', key('inputs', id), shard)
 redis.call('HDEL', key('attempts', id), shard)
 local waiting = 0
@@ -15,6 +16,9 @@ for n = 5, #ARGV, 2 do
   redis.call('HSET', key('attempts', id), part, attempt - 1) -- the attempt that only divided is not counted
   redis.call('RPUSH', key('suspects', record[3]), id .. '/' .. part)
   waiting = waiting + count_of(part)
+  lost = lost - #block
 end
 add_waiting(record[3], record[2], waiting)
+if record[4] then shrink(id, lost) end
+write_counts()
 return 1

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
-from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
+from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable, RateLimited, RequestTooLarge
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
 from core.routing import FALLBACK, HOME
@@ -30,6 +31,18 @@ STAGED_SECONDS = 600
 
 SHOWN_ERRORS = 100
 """Failed inputs that the job's record keeps; the result tells them all."""
+
+UNKNOWN_RETRY_SECONDS = 60
+LONGEST_RETRY_SECONDS = 120
+"""When to come back: while nobody works, and at the latest."""
+
+WAITING = {
+    "MAX_WAITING_INPUTS": ("{} inputs wait", ", {} were sent"),
+    "MAX_WAITING_BYTES": ("{} bytes of inputs wait", ", {} inputs were sent"),
+    "MAX_TENANT_INPUTS": ("{} inputs of yours wait or are being embedded", ", {} were sent"),
+    "MAX_TENANT_JOBS": ("{} of your jobs are not over", ""),
+}
+"""What is counted under each limit, and what comes on top."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +67,36 @@ class NewJob:
     idempotency_key: str = ""
     """Digest of the client's key, or empty."""
     body_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What may wait beside the number of inputs; None is no limit. The settings of these names say more."""
+
+    max_waiting_bytes: int | None = None
+    max_tenant_jobs: int | None = None
+    max_tenant_inputs: int | None = None
+    max_tenant_inputs_per_minute: int | None = None
+
+    def by_setting(self, max_waiting_inputs: int) -> dict[str, int]:
+        """The limits there are, under the names of their environment variables."""
+        named = {"max_waiting_inputs": max_waiting_inputs} | asdict(self)
+        return {name.upper(): limit for name, limit in named.items() if limit is not None}
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a tenant may still use of so many a minute."""
+
+    limit: int
+    remaining: int
+    reset_seconds: float
+    """Until it is whole again."""
+    wait_seconds: float = 0.0
+    """Until what was asked for is granted; 0 when it was."""
 
 
 @dataclass(frozen=True)
@@ -204,14 +247,17 @@ class Ledger:
         self._redis.ping()
 
     @_translated
-    def stage(self, job_id: str, shards: Iterable[Shard]) -> None:
-        """Store shards of a job that is not submitted yet. They vanish by themselves if it never is."""
-        self._run("stage", job_id, _milliseconds(STAGED_SECONDS), *_blocks(shards))
+    def stage(self, job_id: str, shards: Iterable[Shard]) -> int:
+        """Store shards of a job that is not submitted yet. They vanish by themselves if it never is.
+
+        Returns how many bytes all its shards take so far.
+        """
+        return int(self._run("stage", job_id, _milliseconds(STAGED_SECONDS), *_blocks(shards)))
 
     @_translated
     def unstage(self, job_id: str) -> None:
         """Drop what `stage` stored."""
-        self._redis.unlink(self._key("inputs", job_id), self._key("pending", job_id))
+        self._redis.unlink(*[self._key(kind, job_id) for kind in ("inputs", "pending", "staged")])
 
     @_translated
     def find_repeated(self, tenant: str, idempotency_key: str) -> tuple[str, str] | None:
@@ -223,14 +269,18 @@ class Ledger:
         return job_id, digest
 
     @_translated
-    def submit(self, job: NewJob, rest: Iterable[Shard] = (), *, max_waiting_inputs: int) -> tuple[str, bool]:
+    def submit(
+        self, job: NewJob, rest: Iterable[Shard] = (), *, max_waiting_inputs: int, limits: Limits = NO_LIMITS
+    ) -> tuple[str, bool]:
         """Accept a job whose shards are staged, but for the `rest`, which come along: a small job takes this one call.
 
         Returns the id of the job that now stands for the request, and whether to send a message. The id is another one when the
         idempotency key was used before for the same body.
 
         Raises:
-            BacklogFull: too many inputs would wait; nothing of the job is kept.
+            BacklogFull: too much would wait; nothing of the job is kept.
+            RequestTooLarge: it would even if nothing else did.
+            RateLimited: the tenant has submitted too many inputs in a minute.
             IdempotencyConflict: the key was used for another body.
         """
         record = {
@@ -241,7 +291,8 @@ class Ledger:
         }
         fields = [part for pair in record.items() for part in pair]
         home, fallback = (HOME, FALLBACK) if job.moves else ("", "")
-        head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, max_waiting_inputs)
+        by_setting = limits.by_setting(max_waiting_inputs)
+        head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, json.dumps(by_setting))
         outcome, *found = self._run(
             "submit", *head, job.idempotency_key, job.body_digest, home, fallback, *fields, *_blocks(rest)
         )
@@ -255,17 +306,46 @@ class Ledger:
                 return job_id, False
             case "full":
                 self.unstage(job.id)
-                raise self.backlog_full(int(found[0]), job.inputs, max_waiting_inputs)
+                raise self._over_limit(found, by_setting, job.inputs)
+            case "limited":
+                self.unstage(job.id)
+                setting = "MAX_TENANT_INPUTS_PER_MINUTE"
+                raise rate_limited(
+                    f"{by_setting[setting]} inputs a minute ({setting}), {job.inputs} were sent", int(found[0]) / 1000
+                )
             case _:
                 raise LedgerUnavailable(f"Redis holds {int(found[0])} of the job's {job.shards} shards; send the job again")
 
-    def backlog_full(self, waiting: int, sent: int, limit: int) -> BacklogFull:
-        """The error that says so, with a time after which trying again makes sense. `sent` is 0 when it is not known yet."""
+    @_translated
+    def require_room(self, tenant: str, *, max_waiting_inputs: int, limits: Limits = NO_LIMITS) -> None:
+        """Returns when a job of one input would be taken.
+
+        Raises:
+            BacklogFull: too much waits.
+        """
+        by_setting = limits.by_setting(max_waiting_inputs)
+        if found := self._run("room", tenant, json.dumps(by_setting)):
+            raise self._over_limit(found[1:], by_setting, 0)
+
+    def _over_limit(self, found: Sequence[Any], by_setting: Mapping[str, int], sent: int) -> BacklogFull | RequestTooLarge:
+        """What is wrong, and a time after which trying again makes sense. `sent` is 0 when it is not known yet."""
+        setting, held, to_end, never = _text(found[0]), int(found[1]), int(found[2]), bool(found[3])
+        limit = by_setting[setting]
+        if never:
+            return RequestTooLarge(f"a job of {sent} inputs is more than may wait at all: the limit is {limit} ({setting})")
         rate = sum(worker.facts.get("inputs_per_second", 0) for worker in self.workers())
-        retry_after = min(120, max(1, round((waiting + sent - limit) / rate))) if rate else 60
-        more = f", {sent} were sent" if sent else ""
-        message = f"the backlog is full: {waiting} inputs wait{more}, the limit is {limit} (MAX_WAITING_INPUTS)"
+        retry_after = min(LONGEST_RETRY_SECONDS, max(1, round(to_end / rate))) if rate else UNKNOWN_RETRY_SECONDS
+        there, more = WAITING[setting]
+        message = (
+            f"the backlog is full: {there.format(held)}{more.format(sent) if sent else ''}, the limit is {limit} ({setting})"
+        )
         return BacklogFull(message, retry_after_seconds=retry_after)
+
+    @_translated
+    def spend(self, kind: str, tenant: str, per_minute: int, cost: int) -> Allowance:
+        """Take from what a tenant may use in a minute, if that much is left. A cost of 0 only looks."""
+        _, remaining, reset, wait = self._run("spend", kind, tenant, per_minute, cost)
+        return Allowance(per_minute, int(remaining), int(reset) / 1000, int(wait) / 1000)
 
     @_translated
     def waiting_inputs(self) -> int:
@@ -530,6 +610,12 @@ class Ledger:
     def counters(self) -> dict[str, int]:
         """Totals since the ledger began: inputs and tokens per queue, recovered shards."""
         return {name: int(value) for name, value in _record(self._redis.hgetall(self._key("counters"))).items()}
+
+
+def rate_limited(limit: str, wait_seconds: float) -> RateLimited:
+    """The error of a tenant that has used up `limit`, such as `60 requests a minute (SETTING)`."""
+    retry_after = min(LONGEST_RETRY_SECONDS, max(1, math.ceil(wait_seconds)))
+    return RateLimited(f"your limit is {limit}; try again in {retry_after} s", retry_after_seconds=retry_after)
 
 
 def require_same_body(before: str, now: str) -> None:

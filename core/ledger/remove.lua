@@ -26,4 +26,5 @@ for _, shard in ipairs(redis.call('HKEYS', key('attempts', id))) do
 end
 redis.call('HSET', key('job', id), 'cancelled_by', token)
 finish(id, 'cancelled')
+write_counts()
 return 'cancelled'

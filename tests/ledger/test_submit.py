@@ -155,7 +155,10 @@ def test_backlog_counts_both_queues_and_lanes_but_not_what_is_being_embedded(at:
 def test_retry_after_follows_from_the_workers_rate(at: Scenario, rates: tuple[float, ...], retry_after_seconds: int) -> None:
     for n, rate in enumerate(rates):
         at.report(f"w{n}", inputs_per_second=rate)
-    assert at.ledger.backlog_full(10, 8, 10).retry_after_seconds == retry_after_seconds
+    at.submit("job", (2, 2, 2, 2, 2))
+    with pytest.raises(BacklogFull) as caught:
+        at.submit("more", (2, 2, 2, 2), limit=10)
+    assert caught.value.retry_after_seconds == retry_after_seconds
 
 
 @pytest.mark.parametrize("tenant", ["", "a/b", "a:b", "ä b", "%s+1/2"])

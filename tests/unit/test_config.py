@@ -90,7 +90,7 @@ def test_bad_value_names_the_variable_what_is_allowed_and_what_was_found(variabl
 @pytest.mark.parametrize("item", [item for item in fields(Settings) if item.type not in ("str", str)], ids=lambda item: item.name)
 def test_every_setting_that_is_not_a_text_refuses_a_text(item: object) -> None:
     variable = item.name.upper()  # type: ignore[attr-defined]
-    if variable in ("MODEL_REVISION", "ALIVE_FILE"):
+    if variable in ("MODEL_REVISION", "ALIVE_FILE", "API_KEYS_FILE"):
         return
     with pytest.raises(InvalidSetting, match=variable):
         Settings.from_env({variable: "some text"})
@@ -127,6 +127,39 @@ def test_password_of_a_file_becomes_part_of_the_url(url: str, content: str, join
     found = Settings.from_env({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(file)})
     assert found.redis_url == joined
     assert redis.Redis.from_url(joined).connection_pool.connection_kwargs["password"] == content.rstrip("\r\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("rediss://redis/0", r"cannot be read \(No such file or directory\)"),
+        ("rediss://redis/0", r"cannot be read \(no certificate in PEM\)"),
+        ("redis://redis/0", "needs a REDIS_URL of rediss://"),
+        ("unix:///tmp/r.sock?db=0", "needs a REDIS_URL of rediss://"),
+        ("rediss://redis/0?ssl_ca_certs=other.pem", "is set, but REDIS_URL has ssl_ca_certs already"),
+    ],
+)
+def test_ca_file_that_cannot_be_used_is_named(url: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    if "no certificate" in problem:
+        file.write_text("nonsense")
+    with pytest.raises(InvalidSetting, match=f"^REDIS_CA_FILE {problem}, got '{re.escape(str(file))}'$"):
+        Settings.from_env({"REDIS_URL": url, "REDIS_CA_FILE": str(file)})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis/0?password=hidden",
+        "redis://redis/0?username=user&password=hidden",
+        "unix://:hidden@/tmp/r.sock?db=0",
+        "unix:///tmp/r.sock?db=0&password=hidden",
+    ],
+)
+def test_password_is_only_taken_where_celery_hides_it(url: str) -> None:
+    with pytest.raises(InvalidSetting, match=r"^REDIS_URL may have user and password before the host") as caught:
+        Settings.from_env({"REDIS_URL": url})
+    assert "hidden" not in str(caught.value)
 
 
 def test_no_setting_shows_its_password() -> None:

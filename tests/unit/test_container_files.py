@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from core.config import Settings
+from core.keys import Keys
 from tests.processes import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -168,6 +170,7 @@ def test_passwords_are_files_that_no_commit_holds(tmp_path: Path) -> None:
     assert {name: secret["file"] for name, secret in COMPOSE["secrets"].items()} == {
         name: f"./deploy/secrets/{name}" for name in made
     }
+    assert made.pop("api_keys").startswith("# A line tenant:sha256 for each API key")
     assert len(set(made.values())) == len(made)
     assert all(re.fullmatch("[0-9a-f]{64}", password) for password in made.values())
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
@@ -242,7 +245,7 @@ def headings_of(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["deployment.md", "gpu.md", "kubernetes.md"])
+@pytest.mark.parametrize("name", ["access.md", "deployment.md", "gpu.md", "kubernetes.md"])
 def test_links_of_the_pages_lead_somewhere(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
@@ -251,3 +254,25 @@ def test_links_of_the_pages_lead_somewhere(name: str) -> None:
         file = ROOT / "docs" / (path or name)
         assert file.exists(), path
         assert not anchor or anchor in headings_of(file.read_text(encoding="utf-8")), anchor
+
+
+def test_secrets_script_makes_what_compose_mounts_and_leaves_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "make-secrets.sh", tmp_path / "deploy")
+    files = {name: tmp_path / secret["file"] for name, secret in COMPOSE["secrets"].items()}
+    for _ in range(2):
+        subprocess.run(["sh", "deploy/make-secrets.sh"], cwd=tmp_path, capture_output=True, timeout=60, check=True)
+        found = {name: file.read_text() for name, file in files.items()}
+        assert len(found["redis_password"]) == 64
+        assert len(Keys.read(files["api_keys"])) == 0
+        found["api_keys"] += "# mine\n"
+        files["api_keys"].write_text(found["api_keys"])
+    assert files["api_keys"].read_text().count("# mine") == 2
+    assert stat.S_IMODE((tmp_path / "deploy" / "secrets").stat().st_mode) == 0o700
+
+
+def test_api_is_open_to_this_machine_alone_until_it_has_keys() -> None:
+    environ = SERVICES["api"]["environment"]
+    assert (environ["API_KEYS_FILE"], environ["ALLOW_ANONYMOUS"]) == ("${API_KEYS_FILE:-}", "1")
+    assert "api_keys" in SERVICES["api"]["secrets"]
+    assert "/healthz" in SERVICES["api"]["healthcheck"]["test"][-1], "it has no key"

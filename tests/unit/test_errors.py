@@ -35,7 +35,7 @@ def raised_by(app: Flask, raise_it: Callable[[], None]) -> FlaskClient:
 
 def tree() -> list[type[errors.VectorApiError]]:
     found = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
-    return [kind for kind in found if issubclass(kind, errors.VectorApiError) and kind is not errors.BacklogFull]
+    return [kind for kind in found if issubclass(kind, errors.VectorApiError) and not issubclass(kind, errors.TryLater)]
 
 
 @pytest.mark.parametrize("kind", tree(), ids=lambda kind: kind.__name__)
@@ -54,12 +54,13 @@ def test_every_error_of_the_service_has_its_status_and_code(app: Flask, kind: ty
 def test_table_is_what_the_documentation_says() -> None:
     assert {kind.__name__: row.status for kind, row in KINDS.items()} == {
         "InvalidRequest": 400,
+        "Unauthorized": 401,
         "ModelNotFound": 404,
         "JobNotFound": 404,
         "IdempotencyConflict": 409,
         "JobNotReady": 409,
         "RequestTooLarge": 413,
-        "BacklogFull": 429,
+        "TryLater": 429,
         "LedgerUnavailable": 503,
         "VectorApiError": 500,
     }

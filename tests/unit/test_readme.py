@@ -27,7 +27,7 @@ def test_settings_table_tells_the_default(name: str, default: str, meaning: str)
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     commands = re.findall(r"^make (.+)$", README, re.MULTILINE) + re.findall(r"`(?:[A-Z_]+=\S+ )?make ([a-z-]+)", README)
-    named = {target for line in commands for target in line.split()}
+    named = {target for line in commands for target in line.split() if "=" not in target}
     assert {"demo", "run", "test"} <= named <= targets
 
 

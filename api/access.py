@@ -1,0 +1,157 @@
+"""Who may ask: API keys, and how much a tenant may ask in a minute.
+
+`/healthz` is open; every other path, known or not, is behind the keys when there are any.
+"""
+
+import ipaddress
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, g, request
+
+from api.bodies import refusing
+from core.config import Settings
+from core.errors import InvalidSetting, LedgerUnavailable, Unauthorized
+from core.keys import Keys
+from core.ledger import Allowance, Ledger, rate_limited
+
+log = logging.getLogger(__name__)
+
+EVERYBODY = "default"
+"""The tenant of all requests while there are no keys."""
+
+OPEN, SUBMITS = "health.healthz", "jobs.create"
+CHECK_SECONDS = 1.0
+
+
+class KeyFile:
+    """The keys of a file, read again when it has changed. What is broken then is logged, and the keys before stay valid.
+
+    Raises:
+        InvalidSetting: at first, when the file cannot be used or holds no key.
+    """
+
+    def __init__(self, file: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._state = self._look()
+        self._checked = clock()
+        self._keys = Keys.read(file)
+        if not self._keys:
+            raise InvalidSetting(f"API_KEYS_FILE holds no key; `make key NAME=alice` adds one, got {str(file)!r}")
+
+    def tenant_of(self, authorization: str | None) -> str:
+        """Whose key a request's `Authorization` header holds.
+
+        Raises:
+            Unauthorized: none, or a key that is not in the file.
+        """
+        self._refresh()
+        scheme, _, key = (authorization or "").strip().partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise Unauthorized("an API key is needed, in the header Authorization: Bearer KEY", code="missing_api_key")
+        tenant = self._keys.tenant_of(key.strip())
+        if tenant is None:
+            raise Unauthorized("the API key is unknown; it was mistyped, or taken back")
+        return tenant
+
+    def _refresh(self) -> None:
+        if self._clock() - self._checked < CHECK_SECONDS or not self._lock.acquire(blocking=False):
+            return
+        try:
+            state, self._checked = self._look(), self._clock()
+            if state == self._state:
+                return
+            self._state = state
+            self._keys = Keys.read(self._file)
+            level = logging.INFO if self._keys else logging.ERROR
+            log.log(level, "API_KEYS_FILE %s has changed: %d keys are valid now", self._file, len(self._keys))
+        except InvalidSetting as error:
+            log.error("%s; the keys that were valid before stay valid", error.message)
+        finally:
+            self._lock.release()
+
+    def _look(self) -> tuple[int, ...] | None:
+        """What changes with the file: another one in its place, or another content."""
+        try:
+            found = os.stat(self._file)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_dev, found.st_size
+
+
+def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
+    """Admit each request, with its tenant in `g.tenant`, or refuse it.
+
+    Raises:
+        InvalidSetting: API_KEYS_FILE cannot be used.
+    """
+    keys = KeyFile(Path(settings.api_keys_file)) if settings.api_keys_file else None
+    most = {
+        "requests": settings.max_tenant_requests_per_minute,
+        "inputs": settings.max_tenant_inputs_per_minute,
+    }
+
+    def admit() -> None:
+        g.tenant, g.allowances = EVERYBODY, {}
+        if request.endpoint == OPEN:
+            return
+        with refusing(request):
+            if keys is not None:
+                g.tenant = keys.tenant_of(request.headers.get("Authorization"))
+            if per_minute := most["requests"]:
+                _spend(ledger, "requests", per_minute)
+
+    def show_allowances(answer: Response) -> Response:
+        allowances: dict[str, Allowance] = g.get("allowances", {})
+        if (per_minute := most["inputs"]) and request.endpoint == SUBMITS and answer.status_code != 401:
+            try:  # what is left after the job that was just submitted
+                allowances["inputs"] = ledger.spend("inputs", g.tenant, per_minute, 0)
+            except LedgerUnavailable as error:
+                log.debug("no figures of what is left: %s", error.message)
+        for kind, allowance in allowances.items():
+            answer.headers[f"x-ratelimit-limit-{kind}"] = str(allowance.limit)
+            answer.headers[f"x-ratelimit-remaining-{kind}"] = str(allowance.remaining)
+            answer.headers[f"x-ratelimit-reset-{kind}"] = duration(allowance.reset_seconds)
+        return answer
+
+    app.before_request(admit)
+    app.after_request(show_allowances)
+
+
+def _spend(ledger: Ledger, kind: str, per_minute: int) -> None:
+    allowance = g.allowances[kind] = ledger.spend(kind, g.tenant, per_minute, 1)
+    if allowance.wait_seconds:
+        raise rate_limited(f"{per_minute} {kind} a minute (MAX_TENANT_{kind.upper()}_PER_MINUTE)", allowance.wait_seconds)
+
+
+def duration(seconds: float) -> str:
+    """A time as OpenAI's headers write it: `0s`, `250ms`, `1.5s`, `6m0s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
+
+
+def require_closed(settings: Settings, address: Any) -> None:
+    """Returns when the API may listen at a socket's address: it is this machine's alone, or somebody asks for keys.
+
+    Raises:
+        InvalidSetting: neither.
+    """
+    if settings.api_keys_file or settings.allow_anonymous or ipaddress.ip_address(address[0].partition("%")[0]).is_loopback:
+        return
+    raise InvalidSetting(
+        f"API_HOST={settings.api_host} can be reached by others, and nobody is asked for a key. Make one with "
+        "`API_KEYS_FILE=keys make key NAME=alice` and set API_KEYS_FILE; or set ALLOW_ANONYMOUS=1, where something else decides "
+        "who gets here",
+        param="API_HOST",
+    )
