@@ -41,7 +41,7 @@ FROM ${BASE_IMAGE} AS variant
 FROM variant AS builder
 WORKDIR /build
 RUN python3 -m venv /opt/venv
-COPY requirements-api.txt requirements-base.txt requirements.txt requirements-gpu.txt ./
+COPY requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-gpu.txt ./
 # Further packages, such as nncf for DTYPE=int8
 ARG EXTRA_PACKAGES=
 # torch first and alone, so that nothing else can come from its index.
@@ -49,7 +49,7 @@ ARG EXTRA_PACKAGES=
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --no-deps --retries 1 --timeout 60 \
       ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' "${REQUIREMENTS}")" && \
-    python -m pip install -r "${REQUIREMENTS}" ${EXTRA_PACKAGES} && \
+    python -m pip install -r "${REQUIREMENTS}" -r requirements-store.txt ${EXTRA_PACKAGES} && \
     python -m pip check
 # Where torch's own index is out of reach pip takes torch from the default one, which may be the other build.
 RUN python -c "import os, sys, torch; found = 'gpu' if torch.version.cuda else 'cpu'; \
@@ -102,10 +102,10 @@ ENV HF_HUB_OFFLINE=1
 FROM common AS api-builder
 WORKDIR /build
 RUN python3 -m venv --without-pip /opt/venv
-COPY requirements-api.txt ./
+COPY requirements-api.txt requirements-store.txt ./
 # numpy's tests are a fifth of what the API installs.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install -r requirements-api.txt && \
+    pip --python /opt/venv/bin/python install -r requirements-api.txt -r requirements-store.txt && \
     pip --python /opt/venv/bin/python check && \
     find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -rf {} +
 

@@ -6,7 +6,7 @@ TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-dev.txt
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-dev.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run doctor test test-unit test-containers bench lint types format clean

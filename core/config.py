@@ -1,5 +1,6 @@
 """Settings: every environment variable the service reads, in one place."""
 
+import importlib.util
 import math
 import os
 import re
@@ -60,6 +61,22 @@ def _redis_url(raw: str) -> str:
     ):
         raise ValueError("must be redis://host:port/0, rediss://host:port/0 or unix:///path.sock?db=0")
     return raw
+
+
+def _result_store(raw: str) -> str:
+    if raw == "redis":
+        return raw
+    try:
+        parts = urlsplit(raw)
+        place = parts.path.strip("/") if parts.scheme == "file" and not parts.netloc else parts.scheme == "s3" and parts.netloc
+        usable = bool(place) and "@" not in parts.netloc and ":" not in parts.netloc and not (parts.query or parts.fragment)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be redis, file:///folder or s3://bucket/prefix, without credentials")
+    if importlib.util.find_spec("obstore") is None:
+        raise ValueError("needs the package obstore: pip install -r requirements-store.txt")
+    return raw.rstrip("/")
 
 
 def _with_password(url: str, file: Path) -> str:
@@ -159,6 +176,11 @@ class Settings:
     """Longest result lifetime a client may ask for."""
     result_ttl_seconds: int = _setting(86_400, _whole(1))
     """How long an ended job and its result are kept."""
+
+    result_store: str = _setting("redis", _result_store, secret=True)
+    """Where vectors are kept: `redis`, `file:///folder` (one that API and workers share) or `s3://bucket/prefix`."""
+    result_store_min_bytes: int = _setting(16_384, _whole(0))
+    """Results of shards that are smaller stay in Redis all the same: there they cost less than a request."""
 
     shard_inputs: int = _setting(256, _whole(1, 4096))
     """Most inputs in a shard: the unit of retry, and the grain in which results become readable."""

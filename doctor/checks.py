@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from core.config import Settings
-from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch, Version
+from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch, Version
 
 DRIVERS = {12: 525, 13: 580}
 """Oldest driver for a CUDA major version."""
@@ -220,6 +220,19 @@ def check_redis(server: RedisServer) -> list[Finding]:
     return findings
 
 
+def check_store(store: Store | None) -> list[Finding]:
+    """Whether the result store can be written and read."""
+    if store is None:
+        return []
+    if store.error is not None:
+        advice = (
+            "correct RESULT_STORE, its permissions, and for S3 the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "AWS_REGION and, beyond AWS, AWS_ENDPOINT_URL"
+        )
+        return [failure("results", store.error, advice)]
+    return [ok("results", f"{store.place} can be written and read")]
+
+
 def check_clock(server: RedisServer) -> list[Finding]:
     """This machine's clock against that of Redis, whose time every job carries."""
     if server.error is not None:
@@ -281,7 +294,14 @@ def check_model(model: Model) -> list[Finding]:
     return [failure("model", f"{model.name} is not in the cache {model.cache}, and {reason}", advice)]
 
 
-def check_all(settings: Settings, libraries: Libraries, driver: Driver, server: RedisServer, machine: Machine) -> list[Finding]:
+def check_all(
+    settings: Settings,
+    libraries: Libraries,
+    driver: Driver,
+    server: RedisServer,
+    machine: Machine,
+    store: Store | None = None,
+) -> list[Finding]:
     """Every finding, in the order in which a person would look."""
     findings = check_libraries(libraries)
     torch, model = libraries.torch, libraries.model
@@ -291,6 +311,7 @@ def check_all(settings: Settings, libraries: Libraries, driver: Driver, server: 
         findings += check_gpu_memory(torch, model, settings)
     findings += check_containers(machine, driver)
     findings += check_redis(server)
+    findings += check_store(store)
     findings += check_clock(server)
     findings += check_cpu(machine)
     if torch is not None:

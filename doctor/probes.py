@@ -16,13 +16,16 @@ from urllib.parse import urlsplit
 from redis import RedisError
 
 from core.config import Settings
+from core.errors import ResultLost, ResultStoreUnavailable
 from core.ledger import connect
-from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch
+from core.result_store import ResultStore
+from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch
 
 ROOT = Path(__file__).parent.parent
 LIBRARY_SECONDS = 120
 SMI_SECONDS = 20
 REDIS_SECONDS = 3.0
+STORE_SECONDS = 5.0
 MIB = 2**20
 
 
@@ -110,6 +113,17 @@ def probe_redis(settings: Settings, *, named: bool) -> RedisServer:
         limit_bytes=int(info.get("maxmemory", 0)),
         skew_seconds=(before + after) / 2 - (seconds + microseconds / 1e6),
     )
+
+
+def probe_store(settings: Settings) -> Store | None:
+    """Write, read and remove a small object; None when results stay in Redis."""
+    if settings.result_store == "redis":
+        return None
+    try:
+        ResultStore(settings.result_store, timeout_seconds=STORE_SECONDS, retries=0).probe()
+    except (ResultStoreUnavailable, ResultLost) as error:
+        return Store(settings.result_store, error.message)
+    return Store(settings.result_store)
 
 
 def probe_libraries() -> Libraries:

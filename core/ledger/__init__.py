@@ -8,7 +8,7 @@ after the prefix of the settings (default `vector-api:`):
     inputs:<id>                      hash    shard -> input block; a field goes with its commit   10 min while staged
     pending:<id>                     list    shards nobody has claimed, in order                  10 min while staged
     attempts:<id>                    hash    shard -> attempts; the fencing token                 end of the job
-    vectors:<id>                     hash    shard -> result block                                with the job
+    vectors:<id>                     hash    shard -> result block, or a reference to it          with the job
     errors:<id>                      list    the first 100 failed inputs, JSON                    with the job
     line:<queue>:<lane>:<tenant>     list    jobs with pending shards, oldest first               when empty
     tenants:<queue>:<lane>           list    tenants with such jobs, whose turn it is first       when empty
@@ -23,6 +23,8 @@ after the prefix of the settings (default `vector-api:`):
     wake:<queue>                     string  a message was just sent                              1 s
     jobs:<tenant>                    zset    the tenant's jobs by creation                        when empty
     expiring                         zset    <job>/<tenant> of ended jobs by expiry               when empty
+    stored                           set     jobs that may have objects in the result store       when empty
+    garbage                          zset    <job>/<round> whose objects go, by when              when empty
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
     counters                         hash    totals since the ledger began                        never
     ended                            channel ids of jobs that have just ended
@@ -33,5 +35,18 @@ supported; one Redis with a replica (Sentinel) is.
 """
 
 from core.ledger.ledger import Claim, ClaimedShard, Committed, Ledger, NewJob, QueueState, Worker, connect, require_same_body
+from core.ledger.storing import StoringLedger, open_ledger
 
-__all__ = ["Claim", "ClaimedShard", "Committed", "Ledger", "NewJob", "QueueState", "Worker", "connect", "require_same_body"]
+__all__ = [
+    "Claim",
+    "ClaimedShard",
+    "Committed",
+    "Ledger",
+    "NewJob",
+    "QueueState",
+    "StoringLedger",
+    "Worker",
+    "connect",
+    "open_ledger",
+    "require_same_body",
+]

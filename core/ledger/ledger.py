@@ -16,8 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
-from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable
+from core.blocks import Reference, ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_stored
+from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable, ResultLost
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.sharding import Input, Shard, Span
 
@@ -319,7 +319,11 @@ class Ledger:
         block: Any = self._redis.hget(self._key("vectors", job_id), str(span))
         if block is None:
             raise job_not_found(job_id)
-        return unpack_result(block)
+        found = unpack_stored(block)
+        return self._fetch(job_id, found) if isinstance(found, Reference) else found
+
+    def _fetch(self, job_id: str, reference: Reference) -> ResultBlock:
+        raise ResultLost(f"the result of job {job_id} lies in a result store, but RESULT_STORE is redis here")
 
     @_translated
     def ended_jobs(self) -> Iterator[str | None]:
@@ -418,7 +422,6 @@ class Ledger:
             return True
         return bool(self._run("listen", queue, worker, 0))
 
-    @_translated
     def commit(
         self, queue: str, finished: Sequence[Committed], *, device: str, engine: str, dtype: str, revision: str
     ) -> list[bool]:
@@ -426,13 +429,20 @@ class Ledger:
 
         A result is dropped when the job has ended or the worker's lease went to another (the attempt number differs).
         """
+        blocks = [pack_result(item.result) for item in finished]
+        return self._commit(queue, finished, blocks, (device, engine, dtype, revision))
+
+    @_translated
+    def _commit(
+        self, queue: str, finished: Sequence[Committed], blocks: Sequence[bytes], facts: tuple[str, str, str, str]
+    ) -> list[bool]:
         if not finished:
             return []
-        args: list[Any] = [queue, device, engine, dtype, revision]
-        for item in finished:
+        args: list[Any] = [queue, *facts]
+        for item, block in zip(finished, blocks, strict=True):
             result = item.result
             args += _name(item.shard)
-            args += [pack_result(result), result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
+            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
             args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
         return [bool(stored) for stored in self._run("commit", *args)]
 

@@ -61,6 +61,7 @@ def test_table_is_what_the_documentation_says() -> None:
         "RequestTooLarge": 413,
         "BacklogFull": 429,
         "LedgerUnavailable": 503,
+        "ResultStoreUnavailable": 503,
         "VectorApiError": 500,
     }
 

@@ -1,0 +1,15 @@
+-- Results of shards are about to be written to the result store: note their jobs first, so that whatever is written then is
+-- removed with the job, even if the worker dies before it commits.
+-- ARGV: queue, then per shard: job, shard, attempt
+-- Returns 1 or 0 per shard: whether the worker still holds it
+local queue = ARGV[1]
+local held = {}
+for n = 2, #ARGV, 3 do
+  local id, shard, attempt = unpack(ARGV, n, n + 2)
+  local mine = redis.call('HGET', key('attempts', id), shard) == attempt
+    and redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard)
+    and is_live(redis.call('HGET', key('job', id), 'status'))
+  if mine then redis.call('SADD', key('stored'), id) end
+  table.insert(held, mine and 1 or 0)
+end
+return held
