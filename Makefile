@@ -34,10 +34,12 @@ test-unit: $(READY) ## run the tests that need no Redis and no model
 test-containers: $(READY) ## build the images with Docker, look at them, run a job in them (GPU=1: the GPU image, too)
 	TEST_CONTAINERS=1 TEST_GPU_IMAGE=$(GPU) $(BIN)/python -m pytest tests/containers tests/unit/test_container_files.py
 
-bench: $(READY) ## measure: throughput, jobs of one text, the ledger, cold start; tables and bench/results/*.json
+bench: $(READY) ## measure: throughput, jobs of one text, the ledger, memory, scaling, cold start; tables and bench/results/*.json
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.scale_out
 	$(BIN)/python -m bench.cold_start
 
 lint: $(READY) ## ruff: rules and format
