@@ -42,7 +42,8 @@ FROM ${BASE_IMAGE} AS variant
 FROM variant AS builder
 WORKDIR /build
 RUN python3 -m venv /opt/venv
-COPY requirements-api.txt requirements-base.txt requirements.txt requirements-gpu.txt requirements.lock requirements-gpu.lock ./
+COPY requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-gpu.txt \
+     requirements.lock requirements-gpu.lock requirements-store.lock ./
 # Further packages, such as nncf for DTYPE=int8
 ARG EXTRA_PACKAGES=
 # torch first and alone, so that nothing else can come from its index; then everything else by its hash; then what is in no lock: the
@@ -51,7 +52,7 @@ ARG EXTRA_PACKAGES=
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --no-deps --retries 1 --timeout 60 \
       ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} "$(grep '^torch==' "${REQUIREMENTS}")" && \
-    python -m pip install --no-deps --require-hashes -r "${REQUIREMENTS%.txt}.lock" && \
+    python -m pip install --no-deps --require-hashes -r "${REQUIREMENTS%.txt}.lock" -r requirements-store.lock && \
     python -m pip install -r "${REQUIREMENTS}" ${EXTRA_PACKAGES} && \
     python -m pip check
 # Where torch's own index is out of reach pip takes torch from the default one, which may be the other build.
@@ -105,10 +106,10 @@ ENV HF_HUB_OFFLINE=1
 FROM common AS api-builder
 WORKDIR /build
 RUN python3 -m venv --without-pip /opt/venv
-COPY requirements-api.lock ./
+COPY requirements-api.lock requirements-store.lock ./
 # numpy's tests are a fifth of what the API installs.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip --python /opt/venv/bin/python install --no-deps --require-hashes -r requirements-api.lock && \
+    pip --python /opt/venv/bin/python install --no-deps --require-hashes -r requirements-api.lock -r requirements-store.lock && \
     pip --python /opt/venv/bin/python check && \
     find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -rf {} +
 

@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements.txt requirements-flower.txt requirements-dev.txt
-LOCKED := requirements-api requirements-flower requirements requirements-gpu
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-flower.txt \
+  requirements-dev.txt
+LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run key doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
@@ -44,11 +45,13 @@ KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-bench: $(READY) ## measure: throughput, jobs of one text, memory, the ledger, cold start; tables and bench/results (half an hour)
+bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.redis_memory
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.scale_out
 	$(BIN)/python -m bench.cold_start
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers

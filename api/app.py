@@ -12,11 +12,14 @@ from api.services import Services
 from api.views import health, jobs, queues, results
 from api.wakes import Wakes
 from core.config import Settings
-from core.ledger import Ledger, connect
+from core.ledger import Ledger, open_ledger
 from core.queues import create_celery, send_embed_pending
 
 REDIS_TIMEOUT_SECONDS = 0.8
 """How long one answer of Redis may take: a client must hear of a dead Redis within a second."""
+
+STORE_TIMEOUT_SECONDS = 5.0
+"""How long reading one object of the result store may take, if there is one."""
 
 
 def create_app(settings: Settings | None = None, ledger: Ledger | None = None, celery: Celery | None = None) -> Flask:
@@ -27,7 +30,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     """
     settings = settings or Settings.from_env()
     if ledger is None:
-        ledger = Ledger(connect(settings.redis_url, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1), settings.redis_prefix)
+        ledger = open_ledger(settings, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1, store_seconds=STORE_TIMEOUT_SECONDS)
     sender = celery or create_celery(settings)
     app = Flask("api", static_folder=None)
     app.extensions["services"] = Services(

@@ -26,6 +26,7 @@ from core.errors import (
     LedgerUnavailable,
     ModelNotFound,
     RequestTooLarge,
+    ResultStoreUnavailable,
     TryLater,
     Unauthorized,
     VectorApiError,
@@ -53,6 +54,7 @@ KINDS: dict[type[VectorApiError], Kind] = {
     RequestTooLarge: Kind(413, INVALID, None),
     TryLater: Kind(429, RATE_LIMIT, 60),
     LedgerUnavailable: Kind(503, SERVER, 1),
+    ResultStoreUnavailable: Kind(503, SERVER, 5),
     VectorApiError: Kind(500, SERVER, None),
 }
 
@@ -88,6 +90,8 @@ def _answer_our_error(error: VectorApiError) -> Response:
         log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
     if error.__cause__ is not None and isinstance(error, LedgerUnavailable):
         message = UNREACHABLE  # what Redis said names hosts and paths
+    if error.__cause__ is not None and isinstance(error, ResultStoreUnavailable):
+        message = f"the result store {error.store} cannot be reached or refuses; the job is unharmed, try again"
     if isinstance(error, TryLater):
         retry_after = error.retry_after_seconds
     answer = _answer(kind.status, error_body(message, kind.type, error.param, error.code))

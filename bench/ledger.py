@@ -3,22 +3,25 @@
     python -m bench.ledger [--seconds 3]
 
 Clients submit jobs of one short text; then one worker with an engine that costs nothing claims and commits, first those jobs,
-then jobs of full shards. The server is our own, on a Unix socket, with its data on this machine's disk.
+then jobs of full shards. After that, what one Redis takes in: shards of several sizes, vectors of several lengths.
+The server is our own, on a Unix socket, with its data on this machine's disk.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.submission import GROUP_SHARDS
 from bench.setting import heading, machine, save
 from core.blocks import ResultBlock
 from core.jobs import JobOptions, Lane
@@ -31,6 +34,9 @@ DIMENSIONS = 384
 CLAIM_BYTES = 262_144
 SHARD_INPUTS = 256
 THREADS = 8
+SHARDS_OF, VECTORS_OF = (64, 256, 1024), (384, 1024)
+MOST_BYTES = 256 * 2**20
+"""Vectors that one row of the second table may put into Redis."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,25 @@ class Submitted:
         return statistics.quantiles(self.latencies, n=100)[percent - 1] * 1000
 
 
-def submit(ledger: Ledger, texts: Iterable[str]) -> None:
+@dataclass(frozen=True)
+class Drained:
+    """What one worker claimed and committed."""
+
+    shards: int
+    inputs: int
+    vector_bytes: int
+    seconds: float
+
+
+def submit(ledger: Ledger, texts: Iterable[str], shard_inputs: int = SHARD_INPUTS) -> None:
     """One job, as the API does it."""
-    shards = list(cut((Input(text) for text in texts), max_inputs=SHARD_INPUTS, max_characters=2**20))
+    shards = list(cut((Input(text) for text in texts), max_inputs=shard_inputs, max_characters=2**20))
     job_id = uuid.uuid4().hex
-    ledger.stage(job_id, shards)
+    if len(shards) > GROUP_SHARDS:
+        ledger.stage(job_id, shards[:-GROUP_SHARDS])
     inputs = sum(shard.span.count for shard in shards)
     job = NewJob(job_id, "bench", "cpu", Lane.BULK, "fake", JobOptions(), {}, 600, inputs, len(shards))
-    ledger.submit(job, max_waiting_inputs=10**9)
+    ledger.submit(job, shards[-GROUP_SHARDS:], max_waiting_inputs=10**9)
 
 
 def submit_for(ledger: Ledger, seconds: float, threads: int) -> Submitted:
@@ -80,22 +97,24 @@ def submit_for(ledger: Ledger, seconds: float, threads: int) -> Submitted:
         return Submitted(len(latencies), time.perf_counter() - started, tuple(latencies))
 
 
-def drain_for(ledger: Ledger, seconds: float) -> float:
-    """Inputs per second that one worker claims and commits, until nothing waits or the time is over."""
-    inputs, started = 0, time.perf_counter()
+def drain_for(ledger: Ledger, seconds: float, dimensions: int = DIMENSIONS) -> Drained:
+    """One worker claims and commits until nothing waits or the time is over."""
+    shards, inputs, size, started = 0, 0, 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         claim = ledger.claim("cpu", "bench", lease_seconds=60, max_bytes=CLAIM_BYTES)
         if not claim.shards:
             break
-        finished = [Committed(shard, _result(shard)) for shard in claim.shards]
+        finished = [Committed(shard, _result(shard, dimensions)) for shard in claim.shards]
         assert all(ledger.commit("cpu", finished, device="cpu", engine="fake", dtype="float32", revision=""))
-        inputs += sum(shard.span.count for shard in claim.shards)
-    return inputs / (time.perf_counter() - started)
+        shards += len(finished)
+        inputs += sum(item.shard.span.count for item in finished)
+        size += sum(len(item.result.vectors) for item in finished)
+    return Drained(shards, inputs, size, time.perf_counter() - started)
 
 
-def _result(shard: ClaimedShard) -> ResultBlock:
+def _result(shard: ClaimedShard, dimensions: int) -> ResultBlock:
     count = shard.span.count
-    return ResultBlock(dimensions=DIMENSIONS, vectors=bytes(4 * DIMENSIONS * count), tokens=(20,) * count)
+    return ResultBlock(dimensions=dimensions, vectors=os.urandom(4 * dimensions) * count, tokens=(20,) * count)
 
 
 def measure(folder: Path, fsync: str, seconds: float) -> dict[str, Any]:
@@ -104,11 +123,11 @@ def measure(folder: Path, fsync: str, seconds: float) -> dict[str, Any]:
     with server, connect(server.url, timeout_seconds=30, retries=0) as client:
         ledger = Ledger(client, "bench:")
         one, many = (submit_for(ledger, seconds, threads) for threads in (1, THREADS))
-        small = drain_for(ledger, 2 * seconds)
+        small = _inputs_per_second(drain_for(ledger, 2 * seconds))
         client.flushall()
         for _ in range(50):
             submit(ledger, [TEXT] * 4 * SHARD_INPUTS)
-        large = drain_for(ledger, 2 * seconds)
+        large = _inputs_per_second(drain_for(ledger, 2 * seconds))
     return {
         "appendfsync": fsync,
         "submitted": [
@@ -140,6 +159,44 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _inputs_per_second(drained: Drained) -> float:
+    return drained.inputs / drained.seconds
+
+
+def measure_sizes(folder: Path, fsync: str, seconds: float) -> list[dict[str, float | str]]:
+    """Rows of the second table."""
+    rows: list[dict[str, float | str]] = []
+    server = RedisServer(folder / f"{fsync}-sizes", {"appendfsync": fsync})
+    with server, connect(server.url, timeout_seconds=30, retries=0) as client:
+        ledger = Ledger(client, "bench:")
+        for shard_inputs in SHARDS_OF:
+            for dimensions in VECTORS_OF:
+                shards = MOST_BYTES // (4 * dimensions * shard_inputs)
+                submit(ledger, [TEXT] * shards * shard_inputs, shard_inputs)
+                found = drain_for(ledger, seconds, dimensions)
+                client.flushall()
+                rows.append(
+                    {
+                        "appendfsync": fsync,
+                        "shard_inputs": shard_inputs,
+                        "dimensions": dimensions,
+                        "shards_per_second": round(found.shards / found.seconds, 1),
+                        "inputs_per_second": round(found.inputs / found.seconds),
+                        "vector_megabytes_per_second": round(found.vector_bytes / found.seconds / 1e6, 1),
+                    }
+                )
+    return rows
+
+
+def print_table(rows: Sequence[Mapping[str, object]]) -> None:
+    shown = [
+        {head: f"{value:,}" if isinstance(value, int | float) else str(value) for head, value in row.items()} for row in rows
+    ]
+    widths = {head: max(len(head.strip()), *(len(row[head]) for row in shown)) for head in shown[0]}
+    for line in ({head: head.strip() for head in widths}, {head: "-" * width for head, width in widths.items()}, *shown):
+        print("| " + " | ".join(line[head].rjust(width) for head, width in widths.items()) + " |")
+
+
 def server_version(folder: Path) -> str:
     server = RedisServer(folder / "version")
     with server, connect(server.url, timeout_seconds=5, retries=0) as client:
@@ -159,11 +216,11 @@ def main() -> int:
         heading(f"The ledger alone: {facts['server']}", facts)
         print(f"jobs of one text of {len(TEXT)} characters; vectors of {DIMENSIONS} float32; claims of {CLAIM_BYTES:,} bytes\n")
         found = [measure(folder, fsync, seconds) for fsync in ("always", "everysec")]
-    rows = [cells(row) for row in found]
-    widths = {head: max(len(head.strip()), *(len(row[head]) for row in rows)) for head in rows[0]}
-    for line in ({head: head.strip() for head in widths}, {head: "-" * width for head, width in widths.items()}, *rows):
-        print("| " + " | ".join(line[head].rjust(width) for head, width in widths.items()) + " |")
-    save("ledger", {"machine": facts, "seconds": seconds, "claim_bytes": CLAIM_BYTES, "rows": found})
+        sizes = [row for fsync in ("always", "everysec") for row in measure_sizes(folder, fsync, seconds)]
+    print_table([cells(row) for row in found])
+    print()
+    print_table(sizes)
+    save("ledger", {"machine": facts, "seconds": seconds, "claim_bytes": CLAIM_BYTES, "rows": found, "shards": sizes})
     return 0
 
 

@@ -246,6 +246,38 @@ def memory(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def redis_memory(result: Mapping[str, Any]) -> Figure:
+    rows = result["rows"]
+    made, (waiting, done) = figure(2, len(rows) * ROW_INCHES + 0.4, "Bytes in Redis for each text", result)
+    names = []
+    for row in rows:
+        jobs = "jobs of one" if row["job_inputs"] == 1 else f"shards of {row['shard_inputs']}"
+        names.append(f"{row['tokens']} tokens, {row['dimensions']} numbers, {jobs}, {row['RESULT_STORE']}")
+    for axis, key, title in ((waiting, "waiting_bytes", "waiting"), (done, "done_bytes", "done")):
+        values = {name: row[key] for name, row in zip(names, rows, strict=True)}
+        bars(axis, values, (OURS,) * len(rows), {}, names=axis is waiting)
+        axis.set_title(title)
+    return made
+
+
+def scale_out(result: Mapping[str, Any]) -> Figure:
+    work = result["work"]
+    made, axes = figure(len(work), 2.2, "Inputs per second with 1 to 4 workers, each on a host of its own", result)
+    titles = {"clock": "each worker has a device of its own", "cpu": "all workers share this machine's CPUs"}
+    for axis, (name, rows) in zip(axes, work.items(), strict=True):
+        workers = [row["workers"] for row in rows]
+        first = rows[0]["inputs_per_second"]
+        axis.plot(workers, [first * count for count in workers], color=OTHERS[0], linestyle=":", label="linear")
+        axis.plot(workers, [row["inputs_per_second"] for row in rows], color=OURS, marker="o", label="measured")
+        axis.set_xticks(workers)
+        axis.set_ylim(0)
+        axis.set_xlabel("workers")
+        axis.set_title(titles[name])
+        axis.grid(axis="y", linewidth=0.7)
+        axis.legend(loc="upper left", fontsize=8.5)
+    return made
+
+
 def gpu(result: Mapping[str, Any]) -> Figure:
     rows = result["cpu_against_gpu"]
     corpora = list(dict.fromkeys(row["corpus"] for row in rows))
@@ -268,6 +300,8 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "ledger": ledger,
     "cold_start": cold_start,
     "memory": memory,
+    "redis_memory": redis_memory,
+    "scale_out": scale_out,
     "gpu": gpu,
 }
 

@@ -1,11 +1,13 @@
 """How shards lie in Redis: msgpack maps around raw bytes, readable by any language and without a copy per number.
 
-An input block holds the texts of a shard, a result block its vectors. Both are versioned by their `v`.
+An input block holds the texts of a shard, a result block its vectors; a reference stands for a result block that lies in the
+result store. All are versioned by their `v`.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import msgpack
 
@@ -14,6 +16,7 @@ from core.jobs import InputError
 from core.sharding import Input
 
 VERSION = 1
+REFERENCE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,22 @@ class ResultBlock:
     truncated: frozenset[int] = frozenset()
     errors: dict[int, InputError] = field(default_factory=dict)
     ids: tuple[str | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a result block lies in the result store, and how to tell that it is whole."""
+
+    key: str
+    size_bytes: int
+    crc32: int
+
+    @classmethod
+    def to(cls, key: str, block: bytes) -> Self:
+        return cls(key, len(block), zlib.crc32(block))
+
+    def fits(self, block: bytes) -> bool:
+        return len(block) == self.size_bytes and zlib.crc32(block) == self.crc32
 
 
 def pack_inputs(inputs: Sequence[Input]) -> bytes:
@@ -59,9 +78,26 @@ def pack_result(result: ResultBlock) -> bytes:
     )
 
 
+def pack_reference(reference: Reference) -> bytes:
+    """What stands in Redis for a block that lies elsewhere."""
+    packed: bytes = msgpack.packb({"v": REFERENCE_VERSION, **vars(reference)})
+    return packed
+
+
 def unpack_result(block: bytes) -> ResultBlock:
     """What `pack_result` was given."""
-    found = _unpack(block)
+    return _result(_unpack(block))
+
+
+def unpack_stored(block: bytes) -> ResultBlock | Reference:
+    """What `pack_result` or `pack_reference` was given."""
+    found = _unpack(block, VERSION, REFERENCE_VERSION)
+    if found.pop("v") == REFERENCE_VERSION:
+        return Reference(**found)
+    return _result(found)
+
+
+def _result(found: dict[str, Any]) -> ResultBlock:
     return ResultBlock(
         dimensions=found["dimensions"],
         vectors=found["vectors"],
@@ -77,8 +113,8 @@ def _pack(content: dict[str, Any]) -> bytes:
     return packed
 
 
-def _unpack(block: bytes) -> dict[str, Any]:
+def _unpack(block: bytes, *versions: int) -> dict[str, Any]:
     found: dict[str, Any] = msgpack.unpackb(block)
-    if found["v"] != VERSION:
+    if found["v"] not in (versions or (VERSION,)):
         raise VectorApiError(f"a block of version {found['v']} lies in Redis, this program reads version {VERSION}")
     return found

@@ -1,5 +1,6 @@
 """Settings: every environment variable the service reads, in one place."""
 
+import importlib.util
 import math
 import os
 import re
@@ -71,6 +72,22 @@ def _redis_url(raw: str) -> str:
             "may have user and password before the host of redis:// and rediss:// only, as in redis://user:password@host"
         )
     return raw
+
+
+def _result_store(raw: str) -> str:
+    if raw == "redis":
+        return raw
+    try:
+        parts = urlsplit(raw)
+        place = parts.path.strip("/") if parts.scheme == "file" and not parts.netloc else parts.scheme == "s3" and parts.netloc
+        usable = bool(place) and "@" not in parts.netloc and ":" not in parts.netloc and not (parts.query or parts.fragment)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be redis, file:///folder or s3://bucket/prefix, without credentials")
+    if importlib.util.find_spec("obstore") is None:
+        raise ValueError("needs the package obstore: pip install -r requirements-store.txt")
+    return raw.rstrip("/")
 
 
 def _with_password(url: str, file: Path) -> str:
@@ -207,6 +224,11 @@ class Settings:
     result_ttl_seconds: int = _setting(86_400, _whole(1))
     """How long an ended job and its result are kept."""
 
+    result_store: str = _setting("redis", _result_store, secret=True)
+    """Where vectors are kept: `redis`, `file:///folder` (one that API and workers share) or `s3://bucket/prefix`."""
+    result_store_min_bytes: int = _setting(16_384, _whole(0))
+    """Results of shards that are smaller stay in Redis all the same: there they cost less than a request."""
+
     shard_inputs: int = _setting(256, _whole(1, 4096))
     """Most inputs in a shard: the unit of retry, and the grain in which results become readable."""
     shard_characters: int = _setting(262_144, _whole(1))
@@ -217,7 +239,7 @@ class Settings:
     """Times a text may be in flight when its worker dies before it fails."""
     drain_seconds: float = _setting(10.0, _number(0.1))
     """How long one Celery task keeps claiming before it sends itself again."""
-    batch_seconds: float = _setting(0.1, _number(0.001))
+    batch_seconds: float = _setting(0.05, _number(0.001))
     """How long a batch should take on its device; interactive work waits for one batch of bulk work at most."""
     linger_seconds: float = _setting(1.0, _number(0, 10))
     """How long a worker that ran out of work listens for more before it waits for a Celery message."""

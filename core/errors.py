@@ -13,6 +13,9 @@
     │   ├── BacklogFull         too much waits already, of all or of this tenant
     │   └── RateLimited         the tenant has used up what it may in a minute
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
+    ├── ResultStoreUnavailable  the place of RESULT_STORE fails (503)
+    │   └── ResultStoreRefuses  it will fail again: no such folder or bucket, no permission; a worker stops at start
+    ├── ResultLost              the result store no longer has, or has damaged, what the ledger refers to (500)
     └── EngineError             what a worker's engine raises
         ├── ModelUnavailable    the model or the device cannot be had; the worker stops at start
         ├── OutOfMemory         the device is full; the worker retries with a smaller batch
@@ -86,6 +89,22 @@ class RateLimited(TryLater):
 
 class LedgerUnavailable(VectorApiError):
     code = "ledger_unavailable"
+
+
+class ResultStoreUnavailable(VectorApiError):
+    code = "result_store_unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, store: str = "") -> None:
+        super().__init__(message, param=param)
+        self.store = store
+
+
+class ResultStoreRefuses(ResultStoreUnavailable):
+    pass
+
+
+class ResultLost(VectorApiError):
+    code = "result_lost"
 
 
 class EngineError(VectorApiError):

@@ -6,7 +6,7 @@ import sys
 from core.config import Settings
 from core.errors import InvalidSetting
 from doctor.checks import Finding, Level, check_all, failure, worst
-from doctor.probes import probe_driver, probe_keys, probe_libraries, probe_machine, probe_redis
+from doctor.probes import probe_driver, probe_keys, probe_libraries, probe_machine, probe_redis, probe_store
 
 COLOURS = {Level.OK: "\x1b[32m", Level.WARNING: "\x1b[33m", Level.FAILURE: "\x1b[31m"}
 LEVEL_WIDTH, SUBJECT_WIDTH = 9, 12
@@ -20,7 +20,15 @@ def main() -> int:
         findings = [failure("settings", error.message, "correct this variable; the README lists what is allowed")]
     else:
         server = probe_redis(settings, named=bool(os.environ.get("REDIS_URL", "").strip()))
-        findings = check_all(settings, probe_libraries(), probe_driver(), server, probe_machine(), probe_keys(settings))
+        findings = check_all(
+            settings,
+            probe_libraries(),
+            probe_driver(),
+            server,
+            probe_machine(),
+            keys=probe_keys(settings),
+            store=probe_store(settings),
+        )
     for finding in findings:
         print(line(finding, colours=sys.stdout.isatty()))
     return 1 if worst(findings) is Level.FAILURE else 0

@@ -12,7 +12,7 @@ from enum import StrEnum
 from core.config import Settings
 from core.errors import InvalidSetting
 from core.keys import Keys
-from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch, Version
+from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch, Version
 
 DRIVERS = {12: 525, 13: 580}
 """Oldest driver for a CUDA major version."""
@@ -233,6 +233,19 @@ def check_keys(found: Keys | InvalidSetting | None) -> list[Finding]:
     return [ok("keys", f"API_KEYS_FILE holds {len(found)} keys")]
 
 
+def check_store(store: Store | None) -> list[Finding]:
+    """Whether the result store can be written and read."""
+    if store is None:
+        return []
+    if store.error is not None:
+        advice = (
+            "correct RESULT_STORE, its permissions, and for S3 the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "AWS_REGION and, beyond AWS, AWS_ENDPOINT_URL"
+        )
+        return [failure("results", store.error, advice)]
+    return [ok("results", f"{store.place} can be written and read")]
+
+
 def check_clock(server: RedisServer) -> list[Finding]:
     """This machine's clock against that of Redis, whose time every job carries."""
     if server.error is not None:
@@ -301,6 +314,7 @@ def check_all(
     server: RedisServer,
     machine: Machine,
     keys: Keys | InvalidSetting | None = None,
+    store: Store | None = None,
 ) -> list[Finding]:
     """Every finding, in the order in which a person would look."""
     findings = check_libraries(libraries)
@@ -311,6 +325,7 @@ def check_all(
         findings += check_gpu_memory(torch, model, settings)
     findings += check_containers(machine, driver)
     findings += check_redis(server)
+    findings += check_store(store)
     findings += check_clock(server)
     findings += check_keys(keys)
     findings += check_cpu(machine)

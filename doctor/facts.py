@@ -88,6 +88,14 @@ class RedisServer:
 
 
 @dataclass(frozen=True)
+class Store:
+    """The result store of RESULT_STORE, when that is not Redis."""
+
+    place: str
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Machine:
     architecture: str
     """`x86_64`, `aarch64`, `arm64`."""

@@ -16,16 +16,18 @@ from urllib.parse import urlsplit
 from redis import RedisError
 
 from core.config import Settings
-from core.errors import InvalidSetting
+from core.errors import InvalidSetting, ResultLost, ResultStoreUnavailable
 from core.keys import Keys
 from core.ledger import connect
+from core.result_store import ResultStore
 from core.sentinel import SentinelUrl
-from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch
+from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch
 
 ROOT = Path(__file__).parent.parent
 LIBRARY_SECONDS = 120
 SMI_SECONDS = 20
 REDIS_SECONDS = 3.0
+STORE_SECONDS = 5.0
 MIB = 2**20
 
 
@@ -128,6 +130,17 @@ def probe_keys(settings: Settings) -> Keys | InvalidSetting | None:
         return Keys.read(Path(settings.api_keys_file)) if settings.api_keys_file else None
     except InvalidSetting as error:
         return error
+
+
+def probe_store(settings: Settings) -> Store | None:
+    """Write, read and remove a small object; None when results stay in Redis."""
+    if settings.result_store == "redis":
+        return None
+    try:
+        ResultStore(settings.result_store, timeout_seconds=STORE_SECONDS, retries=0).probe()
+    except (ResultStoreUnavailable, ResultLost) as error:
+        return Store(settings.result_store, error.message)
+    return Store(settings.result_store)
 
 
 def probe_libraries() -> Libraries:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -67,11 +68,17 @@ class RedisServer:
 
     It listens on a Unix socket that only this user can open, in a short temporary path (a socket's path is limited to about 100
     bytes). `options` are further settings of the server. `keeper` ends the server should we be killed; `lock_file` is an open
-    file that the server holds open as long as it runs.
+    file that the server holds open as long as it runs; `at` is a command that runs another elsewhere, as `ip netns exec …` does.
     """
 
     def __init__(
-        self, folder: Path, options: dict[str, str] | None = None, *, keeper: Keeper | None = None, lock_file: int | None = None
+        self,
+        folder: Path,
+        options: dict[str, str] | None = None,
+        *,
+        keeper: Keeper | None = None,
+        lock_file: int | None = None,
+        at: Sequence[str] = (),
     ) -> None:
         self.folder = folder.absolute()
         self._sockets = tempfile.mkdtemp(prefix="vector-api-")
@@ -80,6 +87,7 @@ class RedisServer:
         self._options = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""} | (
             options or {}
         )
+        self._at = at
         self._keeper = keeper
         self._inherited = () if lock_file is None else (lock_file,)
         self.process: subprocess.Popen[bytes] | None = None
@@ -97,7 +105,7 @@ class RedisServer:
         with log.open("ab") as out:
             # A group of its own: Ctrl-C is for us, the server stops last.
             self.process = subprocess.Popen(
-                [find_binary(), *arguments], stdout=out, stderr=out, start_new_session=True, pass_fds=self._inherited
+                [*self._at, find_binary(), *arguments], stdout=out, stderr=out, start_new_session=True, pass_fds=self._inherited
             )
         if self._keeper is not None:
             self._keeper.watch(self.process.pid)

@@ -4,20 +4,24 @@
 
 is a real worker in every other respect. Texts may ask for trouble: a text that starts with `KILL` kills its process,
 `RAISE` raises, `HANG` never returns, `OOM:n` is out of memory in a batch of more than n texts. `FAKE_BATCH_SECONDS` is how long a
-batch takes, `FAKE_DEVICE` the device the engine claims to have.
+batch takes, `FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that (`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of
+the clock's), `FAKE_DEVICE` the device the engine claims to have. With `FAKE_KILL_AFTER_STORE=file` the process that first writes
+to the result store dies before it can commit; it leaves that file.
 """
 
 import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 import worker.lifecycle
 from core.config import Settings
 from core.errors import OutOfMemory
+from core.result_store import ResultStore
 from worker import app
 from worker.engines import Engine, EngineFacts, Tokens
 
@@ -35,6 +39,26 @@ def vector_of(text: str) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def burn(seconds: float) -> None:
+    """Compute until this thread has had so much time of a CPU."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        hashlib.blake2b(bytes(65_536)).digest()
+
+
+def die_after_store(marker: Path) -> None:
+    """Have the first process that writes results die between the write and the commit."""
+    put_all = ResultStore.put_all
+
+    def put_all_and_die(store: ResultStore, blocks: Mapping[str, bytes]) -> None:
+        put_all(store, blocks)
+        if blocks and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ResultStore.put_all = put_all_and_die  # type: ignore[method-assign]
+
+
 class FakeTokens(Tokens):
     """Tokens that remember their text: one token a word."""
 
@@ -47,6 +71,8 @@ class FakeTokens(Tokens):
 class FakeEngine(Engine):
     def __init__(self, settings: Settings, *, ahead: int = 0) -> None:
         self.batch_seconds = float(os.environ.get("FAKE_BATCH_SECONDS", "0"))
+        self.token_seconds = float(os.environ.get("FAKE_TOKEN_SECONDS", "0"))
+        self.work = burn if os.environ.get("FAKE_TOKEN_WORK") == "cpu" else time.sleep
         self.facts = EngineFacts(
             engine="fake",
             model=settings.model_name,
@@ -67,6 +93,7 @@ class FakeEngine(Engine):
     def embed(self, batch: Sequence[Tokens]) -> np.ndarray:
         texts = [item.text for item in batch]  # type: ignore[attr-defined]
         time.sleep(self.batch_seconds)
+        self.work(self.token_seconds * sum(len(item.ids) for item in batch))
         for text in texts:
             if text.startswith("KILL"):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -86,3 +113,5 @@ class FakeEngine(Engine):
 
 
 worker.lifecycle.load_engine = FakeEngine
+if marker := os.environ.get("FAKE_KILL_AFTER_STORE"):
+    die_after_store(Path(marker))

@@ -27,19 +27,24 @@ from celery.signals import (
 from celery.worker import state
 
 from core.config import Settings
-from core.errors import EngineError, LedgerUnavailable
+from core.errors import EngineError, LedgerUnavailable, ResultStoreRefuses, ResultStoreUnavailable
 from core.ledger import Ledger, Worker, connect
 from core.queues import send_embed_pending
+from core.result_store import ResultStore
 from worker import app, settings
 from worker.engines import Engine
 from worker.log import log
+from worker.result_store import Collector, Outage, WorkerLedger
 
 WORKER_TIMEOUT_SECONDS = 15.0
 WORKER_RETRIES = 20
 """A worker sits out a restart of Redis: with waits of up to half a second, about ten seconds."""
 
+STORE_TIMEOUT_SECONDS = 10.0
+STORE_RETRIES = 2
+
 CANNOT_START = 3
-"""Exit code of a worker that has no model."""
+"""Exit code of a worker that has no model, or nowhere to put results."""
 
 _shared = mmap.mmap(-1, 2)
 """Two bytes shared by the parent and its children: whether the worker was told to stop, and whether a child cannot start."""
@@ -67,20 +72,46 @@ class Process:
         self.engine = engine
         from worker.drain import Drain  # brings numpy, which the parent and `inspect` can do without
 
-        self.ledger = open_ledger(WORKER_TIMEOUT_SECONDS, WORKER_RETRIES)
+        self._outage: Outage | None = None
+        self.ledger = (
+            open_ledger(WORKER_TIMEOUT_SECONDS, WORKER_RETRIES) if settings.result_store == "redis" else self._storing_ledger()
+        )
         self._drain = Drain(
             engine,
             self.ledger,
             settings,
             name,
             wake=lambda queue: send_embed_pending(app, queue),
-            stopping=is_stopping,
+            stopping=self._should_stop,
             linger_seconds=settings.linger_seconds if len(queues) == 1 else 0,  # the other queues are not to wait meanwhile
         )
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def drain(self, queue: str) -> None:
-        self._drain.run(queue)
+        if self._outage is None or self._outage.sit_out(is_stopping):
+            self._drain.run(queue)
+
+    def _storing_ledger(self) -> Ledger:
+        """Results go to `RESULT_STORE`. In this process only: what obstore starts does not survive a fork.
+
+        Raises:
+            ResultStoreRefuses: they never will.
+        """
+        store = ResultStore(settings.result_store, timeout_seconds=STORE_TIMEOUT_SECONDS, retries=STORE_RETRIES)
+        client = connect(settings.redis_url, timeout_seconds=WORKER_TIMEOUT_SECONDS, retries=WORKER_RETRIES)
+        ledger = WorkerLedger(client, settings.redis_prefix, store, min_bytes=settings.result_store_min_bytes)
+        self._outage = ledger.outage
+        try:
+            store.probe()
+        except ResultStoreRefuses:
+            raise
+        except ResultStoreUnavailable as error:
+            ledger.outage.begin(error)
+        Collector(ledger, settings.wake_seconds).start()
+        return ledger
+
+    def _should_stop(self) -> bool:
+        return is_stopping() or (self._outage is not None and self._outage.began)
 
     def report(self) -> None:
         """Tell the ledger that this worker lives and what it is."""
@@ -175,7 +206,7 @@ def _load_or_exit() -> None:
     try:
         process()
         return
-    except EngineError as error:
+    except (EngineError, ResultStoreRefuses) as error:
         log.critical("cannot start: %s", error.message)
     except Exception:
         log.critical("cannot start", exc_info=True)

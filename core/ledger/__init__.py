@@ -9,7 +9,7 @@ after the prefix of the settings (default `vector-api:`):
     pending:<id>                     list    shards nobody has claimed, in order                  10 min while staged
     staged:<id>                      string  bytes of the input blocks so far                     10 min, or until submitted
     attempts:<id>                    hash    shard -> attempts; the fencing token                 end of the job
-    vectors:<id>                     hash    shard -> result block                                with the job
+    vectors:<id>                     hash    shard -> result block, or a reference to it          with the job
     errors:<id>                      list    the first 100 failed inputs, JSON                    with the job
     line:<queue>:<lane>:<tenant>     list    jobs with pending shards, oldest first               when empty
     tenants:<queue>:<lane>           list    tenants with such jobs, whose turn it is first       when empty
@@ -26,6 +26,8 @@ after the prefix of the settings (default `vector-api:`):
     wake:<queue>                     string  a message was just sent                              1 s
     jobs:<tenant>                    zset    the tenant's jobs by creation                        when empty
     expiring                         zset    <job>/<tenant> of ended jobs by expiry               when empty
+    stored                           set     jobs that may have objects in the result store       when empty
+    garbage                          zset    <job>/<round> whose objects go, by when              when empty
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
     counters                         hash    totals since the ledger began                        never
     ended                            channel ids of jobs that have just ended
@@ -54,6 +56,7 @@ from core.ledger.ledger import (
     rate_limited,
     require_same_body,
 )
+from core.ledger.storing import StoringLedger, open_ledger
 
 __all__ = [
     "NO_LIMITS",
@@ -65,8 +68,10 @@ __all__ = [
     "Limits",
     "NewJob",
     "QueueState",
+    "StoringLedger",
     "Worker",
     "connect",
+    "open_ledger",
     "rate_limited",
     "require_same_body",
 ]

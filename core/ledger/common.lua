@@ -129,13 +129,18 @@ local function job_keys(id)
   return key('job', id), key('inputs', id), key('pending', id), key('attempts', id), key('vectors', id), key('errors', id)
 end
 
--- Remove an ended job and every trace of it.
+-- Remove an ended job and every trace of it. Its objects in the result store are for a worker to remove: at once, and again when
+-- what a worker that lost its lease was about to write must have arrived.
+local LATE_WRITES = 10 * 60 * 1000
 local function erase(id, tenant)
   local idempotency = redis.call('HGET', key('job', id), 'idempotency')
   if idempotency then redis.call('DEL', key('idempotency', tenant, idempotency)) end
   redis.call('UNLINK', job_keys(id))
   redis.call('ZREM', key('jobs', tenant), id)
   redis.call('ZREM', key('expiring'), id .. '/' .. tenant)
+  if redis.call('SREM', key('stored'), id) == 1 then
+    redis.call('ZADD', key('garbage'), now, id .. '/first', now + LATE_WRITES, id .. '/again')
+  end
 end
 
 -- Ended jobs whose lifetime is over leave the indexes; their own keys have expired by themselves.

@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from core.blocks import ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
-from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable, RateLimited, RequestTooLarge
+from core.blocks import Reference, ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_stored
+from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable, RateLimited, RequestTooLarge, ResultLost
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
 from core.routing import FALLBACK, HOME
@@ -425,7 +425,11 @@ class Ledger:
         block: Any = self._redis.hget(self._key("vectors", job_id), str(span))
         if block is None:
             raise job_not_found(job_id)
-        return unpack_result(block)
+        found = unpack_stored(block)
+        return self._fetch(job_id, found) if isinstance(found, Reference) else found
+
+    def _fetch(self, job_id: str, reference: Reference) -> ResultBlock:
+        raise ResultLost(f"the result of job {job_id} lies in a result store, but RESULT_STORE is redis here")
 
     @_translated
     def ended_jobs(self) -> Iterator[str | None]:
@@ -544,7 +548,6 @@ class Ledger:
         waiting, *held = self._run("look", queue, *[part for shard in shards for part in _name(shard)])
         return waiting > 0, [bool(mine) for mine in held]
 
-    @_translated
     def commit(
         self,
         queue: str,
@@ -560,13 +563,20 @@ class Ledger:
 
         A result is dropped when the job has ended or the worker's lease went to another (the attempt number differs).
         """
+        blocks = [pack_result(item.result) for item in finished]
+        return self._commit(queue, finished, blocks, (device, engine, dtype, revision, parity))
+
+    @_translated
+    def _commit(
+        self, queue: str, finished: Sequence[Committed], blocks: Sequence[bytes], facts: tuple[str, str, str, str, float | None]
+    ) -> list[bool]:
         if not finished:
             return []
-        args: list[Any] = [queue, device, engine, dtype, revision, "" if parity is None else parity]
-        for item in finished:
+        args: list[Any] = [queue, *("" if fact is None else fact for fact in facts)]
+        for item, block in zip(finished, blocks, strict=True):
             result = item.result
             args += _name(item.shard)
-            args += [pack_result(result), result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
+            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
             args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
         return [bool(stored) for stored in self._run("commit", *args)]
 

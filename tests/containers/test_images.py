@@ -74,7 +74,7 @@ def test_api_image_is_small_and_holds_no_torch(api_image: str) -> None:
     assert found.split() == ["None", "None", "None"]
     base = int(docker("image", "inspect", "--format", "{{.Size}}", build("vector-api-test:common", "--target", "common")))
     added = int(docker("image", "inspect", "--format", "{{.Size}}", api_image)) - base
-    assert added < 110e6, f"the API adds {added / 1e6:.0f} MB to its Python image of {base / 1e6:.0f} MB"
+    assert added < 125e6, f"the API adds {added / 1e6:.0f} MB to its Python image of {base / 1e6:.0f} MB"
 
 
 def test_doctor_runs_in_both_images(cpu_image: str, api_image: str) -> None:

@@ -212,6 +212,8 @@ class Keys:
                     pipe.lrange(name, 0, -1)
                 elif kind == b"zset":
                     pipe.zrange(name, 0, -1, withscores=True)
+                elif kind == b"set":
+                    pipe.smembers(name)
                 elif name.startswith((f"{PREFIX}inputs:", f"{PREFIX}vectors:")):
                     pipe.hkeys(name)
                 elif kind == b"hash":
@@ -280,6 +282,8 @@ class Keys:
         counted = {name: int(number) for name, number in dict(self.of("waiting")).items() if number != "0"}
         assert counted == +waiting, "the counter of waiting inputs is off"
         assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what the limits count is off"
+        removed = {member.split("/")[0] for member in dict(self.of("garbage"))}
+        assert not removed & (set(jobs) | set(self.of("stored"))), "objects of a job that is there are to be removed"
 
     def _sorted(self, kind: str) -> dict[str, list[str]]:
         prefix = f"{PREFIX}{kind}:"

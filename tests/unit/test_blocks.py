@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.blocks import VERSION, ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_result
+from core.blocks import (
+    VERSION,
+    Reference,
+    ResultBlock,
+    pack_inputs,
+    pack_reference,
+    pack_result,
+    unpack_inputs,
+    unpack_result,
+    unpack_stored,
+)
 from core.errors import VectorApiError
 from core.jobs import InputError
 from core.sharding import Input
@@ -56,3 +66,18 @@ def test_block_of_another_version_is_refused(version: int) -> None:
         unpack_inputs(msgpack.packb({"v": version}))
     with pytest.raises(VectorApiError, match=f"version {version}"):
         unpack_result(msgpack.packb({"v": version}))
+
+
+def test_reference_stands_for_one_block_only() -> None:
+    reference = Reference.to("job/0+1.1.a", b"vectors")
+    assert unpack_stored(pack_reference(reference)) == reference
+    assert reference.fits(b"vectors")
+    assert not reference.fits(b"vector")
+    assert not reference.fits(b"Vectors")
+
+
+def test_stored_is_a_result_or_a_reference_to_one() -> None:
+    result = ResultBlock(dimensions=1, vectors=b"\0\0\0\0", tokens=(1,))
+    assert unpack_stored(pack_result(result)) == result
+    with pytest.raises(VectorApiError, match="version 2"):
+        unpack_result(pack_reference(Reference("job/0+1.1.a", 1, 1)))

@@ -47,6 +47,9 @@ def test_default_written_out_is_accepted_and_means_the_same(name: str) -> None:
         ("LEASE_SECONDS", "0.5", 0.5),
         ("MODEL_REVISION", "main", "main"),
         ("LOG_LEVEL", "DEBUG", "DEBUG"),
+        ("RESULT_STORE", "file:///srv/vectors/", "file:///srv/vectors"),
+        ("RESULT_STORE", "s3://bucket", "s3://bucket"),
+        ("RESULT_STORE", "s3://bucket/a/prefix", "s3://bucket/a/prefix"),
     ],
 )
 def test_value_of_the_environment_is_taken(variable: str, raw: str, value: object) -> None:
@@ -185,3 +188,25 @@ def test_password_file_that_cannot_be_used_is_named_and_never_shown(
     with pytest.raises(InvalidSetting, match=f"^REDIS_PASSWORD_FILE {problem}, got '{re.escape(str(file))}'$") as caught:
         Settings.from_env({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(file)})
     assert "hidden" not in str(caught.value)
+
+
+def test_result_store_without_its_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InvalidSetting, match="RESULT_STORE needs the package obstore"):
+        Settings.from_env({"RESULT_STORE": "s3://bucket"})
+    assert Settings.from_env({"RESULT_STORE": "redis"}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *("/srv/vectors", "file://srv/vectors", "file:///", "s3://", "s3:///prefix", "s3://bucket?region=x"),
+        *("gs://bucket", "http://host/bucket", "s3://key:secret@bucket"),
+    ],
+)
+def test_bad_result_store_is_refused_and_not_shown(raw: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        Settings.from_env({"RESULT_STORE": raw})
+    assert caught.value.param == "RESULT_STORE"
+    assert "must be redis, file:///folder or s3://bucket/prefix" in caught.value.message
+    assert raw not in caught.value.message.replace("file:///folder", "").replace("s3://bucket/prefix", "")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from doctor.checks import (
     check_libraries,
     check_model,
     check_redis,
+    check_store,
     check_threads,
     failure,
     gpu_need_bytes,
@@ -27,8 +29,8 @@ from doctor.checks import (
     warning,
     worst,
 )
-from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Torch
-from doctor.probes import parse_kernel_driver, parse_libraries, parse_smi
+from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch
+from doctor.probes import parse_kernel_driver, parse_libraries, parse_smi, probe_store
 
 OK, WARNING, FAILURE = Level.OK, Level.WARNING, Level.FAILURE
 GIB = 2**30
@@ -179,6 +181,18 @@ def test_redis_answers_is_new_enough_and_forgets_nothing(changes: dict[str, obje
     found = only(check_redis(replace(SERVER, **changes)))  # type: ignore[arg-type]
     assert (found.level, found.subject) == (level, "redis")
     assert words in found.message + found.advice
+
+
+def test_result_store_can_be_written_or_says_why_not(tmp_path: Path) -> None:
+    assert check_store(probe_store(Settings())) == []
+    good = check_store(probe_store(Settings(result_store=f"file://{tmp_path}/results")))
+    assert only(good).level is OK
+    bad = only(check_store(probe_store(Settings(result_store="file:///proc/nowhere"))))
+    assert bad.level is FAILURE
+    assert "file:///proc/nowhere" in bad.message
+    assert "RESULT_STORE" in bad.advice
+    shown = check_all(Settings(), Libraries(installed=False), Driver(), SERVER, MACHINE, store=Store("s3://bucket", "it refuses"))
+    assert worst(shown) is FAILURE
 
 
 def test_redis_with_several_faults_gets_a_line_for_each() -> None:

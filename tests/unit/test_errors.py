@@ -62,6 +62,7 @@ def test_table_is_what_the_documentation_says() -> None:
         "RequestTooLarge": 413,
         "TryLater": 429,
         "LedgerUnavailable": 503,
+        "ResultStoreUnavailable": 503,
         "VectorApiError": 500,
     }
 
