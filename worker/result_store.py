@@ -8,6 +8,7 @@ import redis
 
 from core.errors import LedgerUnavailable, ResultStoreUnavailable
 from core.ledger import Committed, StoringLedger
+from core.ledger.ledger import Facts
 from core.result_store import ResultStore
 from worker.log import log
 
@@ -57,22 +58,10 @@ class WorkerLedger(StoringLedger):
         super().__init__(client, prefix, store, min_bytes=min_bytes)
         self.outage = Outage(store)
 
-    def commit(
-        self,
-        queue: str,
-        finished: Sequence[Committed],
-        *,
-        device: str,
-        engine: str,
-        dtype: str,
-        revision: str,
-        parity: float | None = None,
-    ) -> list[bool]:
+    def _store(self, queue: str, finished: Sequence[Committed], facts: Facts) -> list[bool]:
         try:
             if not self.outage.began:  # else what comes next would wait as long, only to fail as well
-                return super().commit(
-                    queue, finished, device=device, engine=engine, dtype=dtype, revision=revision, parity=parity
-                )
+                return super()._store(queue, finished, facts)
         except ResultStoreUnavailable as error:
             self.outage.begin(error)
         self.release(queue, "", [item.shard for item in finished])  # in nobody's name: the worker is still at work

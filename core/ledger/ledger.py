@@ -44,6 +44,9 @@ WAITING = {
 }
 """What is counted under each limit, and what comes on top."""
 
+Facts = tuple[str, str, str, str, float | None]
+"""Of the worker that commits: device, engine, dtype, revision, parity."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -563,13 +566,13 @@ class Ledger:
 
         A result is dropped when the job has ended or the worker's lease went to another (the attempt number differs).
         """
-        blocks = [pack_result(item.result) for item in finished]
-        return self._commit(queue, finished, blocks, (device, engine, dtype, revision, parity))
+        return self._store(queue, finished, (device, engine, dtype, revision, parity))
+
+    def _store(self, queue: str, finished: Sequence[Committed], facts: Facts) -> list[bool]:
+        return self._commit(queue, finished, [pack_result(item.result) for item in finished], facts)
 
     @_translated
-    def _commit(
-        self, queue: str, finished: Sequence[Committed], blocks: Sequence[bytes], facts: tuple[str, str, str, str, float | None]
-    ) -> list[bool]:
+    def _commit(self, queue: str, finished: Sequence[Committed], blocks: Sequence[bytes], facts: Facts) -> list[bool]:
         if not finished:
             return []
         args: list[Any] = [queue, *("" if fact is None else fact for fact in facts)]

@@ -12,7 +12,7 @@ import redis
 from core.blocks import Reference, ResultBlock, pack_reference, pack_result, unpack_result
 from core.config import Settings
 from core.errors import ResultLost, ResultStoreUnavailable
-from core.ledger.ledger import Committed, Ledger, _milliseconds, _name, _text, _translated, connect, job_not_found
+from core.ledger.ledger import Committed, Facts, Ledger, _milliseconds, _name, _text, _translated, connect, job_not_found
 from core.result_store import ResultStore, new_key
 
 
@@ -38,18 +38,8 @@ class StoringLedger(Ledger):
         self.store = store
         self._min_bytes = min_bytes
 
-    def commit(
-        self,
-        queue: str,
-        finished: Sequence[Committed],
-        *,
-        device: str,
-        engine: str,
-        dtype: str,
-        revision: str,
-        parity: float | None = None,
-    ) -> list[bool]:
-        """As `Ledger.commit`. When the store fails nothing is committed, and the caller still holds the shards."""
+    def _store(self, queue: str, finished: Sequence[Committed], facts: Facts) -> list[bool]:
+        """When the store fails nothing is committed, and the caller still holds the shards."""
         blocks = [pack_result(item.result) for item in finished]
         large = [n for n, block in enumerate(blocks) if len(block) >= self._min_bytes]
         held = self._announce(queue, [finished[n] for n in large])
@@ -59,7 +49,6 @@ class StoringLedger(Ledger):
             blocks[n] = pack_reference(Reference.to(key, blocks[n]))
         given_up = set(large) - set(objects)
         kept = [n for n in range(len(finished)) if n not in given_up]
-        facts = (device, engine, dtype, revision, parity)
         stored = dict(zip(kept, self._commit(queue, [finished[n] for n in kept], [blocks[n] for n in kept], facts), strict=True))
         for n, key in objects.items():
             if not stored[n]:

@@ -15,6 +15,7 @@ GPU = bool(os.environ.get("TEST_GPU_IMAGE"))
 BUILD_OPTIONS = os.environ.get("TEST_BUILD_OPTIONS", "").split()
 """Of `docker build`, such as `--network host` where only the host can resolve names."""
 BUILD_SECONDS = 3600
+NOT_WANTED = "needs Docker, builds images for many minutes and downloads gigabytes; `make test-containers` runs it"
 
 
 def docker(*arguments: str, seconds: float = 120, check: bool = True, **environ: str) -> str:
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in ours:
         item.add_marker(pytest.mark.timeout(BUILD_SECONDS))
         if not WANTED:
-            item.add_marker(pytest.mark.skip(reason="`make test-containers` runs these"))
+            item.add_marker(pytest.mark.skip(reason=NOT_WANTED))
     if ours and WANTED:
         require_docker()
 
