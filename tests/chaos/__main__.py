@@ -4,6 +4,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from tests.chaos.models import Fake, Real
 from tests.chaos.run import Run
 
 
@@ -12,8 +13,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=1.5, help="seconds between two kills, on average (%(default)s)")
+    parser.add_argument("--real-model", action="store_true", help="the default model instead of the fake engine")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Run(Path(folder), seed=options.seed) as run:
+    model = Real() if options.real_model else Fake()
+    with tempfile.TemporaryDirectory() as folder, Run(Path(folder), seed=options.seed, model=model) as run:
         run.kill_at_random(options.kills, options.pause)
         verdict = run.verdict()
     print(verdict)

@@ -29,8 +29,9 @@ FREEZE_SECONDS = 3.0
 
 
 class Fleet:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, app: str) -> None:
         self.folder = folder
+        self._app = app
         self.redis = RedisServer(folder / "redis")
         self.port = free_port()
         self.processes: dict[str, Process] = {}
@@ -70,13 +71,14 @@ class Fleet:
                 self.processes[name] = self._start(name)
 
     def _start(self, name: str) -> Process:
-        celery = [sys.executable, "-m", "celery", "-A", "tests.fakes", "worker", "-Q", "cpu", "-n", f"{name}@%h"]
+        celery = [sys.executable, "-m", "celery", "-A", self._app, "worker", "-Q", "cpu", "-n", f"{name}@%h"]
         command = (
             [sys.executable, "-m", "api"]
             if name == "api"
             else [*celery, "--without-mingle", "--without-gossip", "--loglevel", "ERROR"]
         )
         environ = SETTINGS | {"REDIS_URL": self.redis.url, "API_PORT": str(self.port), "LOG_LEVEL": "WARNING"}
+        environ["CACHE_DIR"] = str(self.folder)  # the real model is converted once
         return Process(command, environ, self.folder / f"{name}.log")
 
     # What can happen to them ------------------------------------------------------------------------------------------

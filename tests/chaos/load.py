@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
-POISON = "KILL the process"
+from tests.chaos.models import POISON, Model
+
 PATIENCE_SECONDS = 120
 MOST_WAITING = 4_000
 """Inputs in jobs that have not ended; clients hold back beyond it, so that the run ends soon after the last kill."""
@@ -26,8 +27,9 @@ class Promise:
 
 
 class Load:
-    def __init__(self, url: str, seed: int) -> None:
+    def __init__(self, url: str, seed: int, model: Model) -> None:
         self._url = url
+        self._model = model
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -59,10 +61,10 @@ class Load:
                     pass
 
     def _send(self, client: httpx.Client, chance: random.Random) -> None:
-        kind = chance.choices(["one", "some", "many", "cancelled", "poison"], [60, 25, 2, 8, 1.2])[0]
+        kind = chance.choices(list(self._model.kinds), list(self._model.kinds.values()))[0]
         count = {"one": 1, "some": chance.randint(2, 300), "many": 5000, "cancelled": chance.randint(1, 500), "poison": 40}[kind]
         name = uuid.UUID(int=chance.getrandbits(128)).hex
-        texts = [f"{name} {n} " + "word " * (n % 7) for n in range(count)]
+        texts = self._model.texts(count, chance)
         poison = frozenset([chance.randrange(count)]) if kind == "poison" else frozenset[int]()
         for index in poison:
             texts[index] = f"{POISON} {name}"
