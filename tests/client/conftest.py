@@ -3,7 +3,12 @@
 The worker takes 50 µs a token, so that a test chooses how long its texts take.
 """
 
-from collections.abc import Iterator
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,6 +17,7 @@ from tests.client.relay import Relay, relay_to
 from tests.conftest import QUICK
 from tests.processes import Process, Stack, running_stack
 from vector_api_client import Client
+from vector_api_client.cli import main
 
 KEY = "va_the-tests-own-key"
 SETTINGS = QUICK | {"SHARD_INPUTS": "32", "FAKE_TOKEN_SECONDS": "0.00005", "BATCH_SECONDS": "0.02"}
@@ -83,3 +89,37 @@ class OtherApi:
 
 def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    told: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def environ(url: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VECTOR_API_")}
+    return kept | {"VECTOR_API_URL": url}
+
+
+@pytest.fixture
+def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in an empty folder to its end, in this process: starting one takes longer than most of the tests."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: str, text: str = "", **changed: str) -> Done:
+        with monkeypatch.context() as patch:
+            for name, value in (environ | changed).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["vector-api", *arguments])
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+            with pytest.raises(SystemExit) as ended:
+                main()
+        out, told = capsys.readouterr()
+        return Done(int(ended.value.code or 0), out, told)
+
+    return run_command

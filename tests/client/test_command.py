@@ -1,16 +1,13 @@
 """The command `vector-api` as a user runs it: real processes against a real service."""
 
 import csv
-import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,50 +15,16 @@ import pytest
 from pyarrow import parquet
 
 from core.keys import append, digest_of
-from tests.client.conftest import KEY, OtherApi
+from tests.client.conftest import KEY, OtherApi, Run
 from tests.fakes import vector_of
 from tests.processes import Stack, free_port, wait_for
 from vector_api_client import Client
-from vector_api_client.cli import main
 
 pytestmark = pytest.mark.integration
 
 COMMAND = str(Path(sys.executable).with_name("vector-api"))
 TOO_LONG = "word " * 300
 TRACEBACK = "Traceback"
-
-Run = Callable[..., "Done"]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    told: str
-
-
-@pytest.fixture
-def environ(url: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("VECTOR_API_")}
-    return kept | {"VECTOR_API_URL": url}
-
-
-@pytest.fixture
-def run(environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in an empty folder to its end, in this process: starting one takes longer than most of the tests."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*arguments: str, text: str = "", **changed: str) -> Done:
-        with monkeypatch.context() as patch:
-            for name, value in (environ | changed).items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["vector-api", *arguments])
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-            with pytest.raises(SystemExit) as ended:
-                main()
-        out, told = capsys.readouterr()
-        return Done(int(ended.value.code or 0), out, told)
-
-    return run_command
 
 
 @pytest.fixture

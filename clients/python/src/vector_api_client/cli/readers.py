@@ -13,9 +13,7 @@ from vector_api_client.errors import VectorApiError
 from vector_api_client.inputs import Input
 
 FORMATS = ("text", "jsonl", "csv", "parquet")
-BY_EXTENSION = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"} | {
-    ".parquet": "parquet"
-}
+BY_EXTENSION = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 TEXT_COLUMN, ID_COLUMN = "text", "id"
 STANDARD_INPUT = "-"
 BOM = b"\xef\xbb\xbf"

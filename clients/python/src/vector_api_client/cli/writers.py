@@ -20,7 +20,7 @@ from vector_api_client.records import Vector
 FORMATS = {".npy": "npy", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 NPY_HEAD_BYTES = 128
 NAN_ROWS = 1024
-ROW_GROUP_BYTES = 64 * 2**20
+ROW_GROUP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
