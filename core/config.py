@@ -245,7 +245,7 @@ class Settings:
     """How long a batch should take on its device; interactive work waits for one batch of bulk work at most."""
     linger_seconds: float = _setting(1.0, _number(0, 10))
     """How long a worker that ran out of work listens for more before it waits for a Celery message."""
-    wake_seconds: float = _setting(2.0, _number(0.1))
+    wake_seconds: float = _setting(1.0, _number(0.1))
     """How often each worker looks for work that nobody was told of."""
     heartbeat_seconds: float = _setting(5.0, _number(0.1))
     """How often a worker reports itself; it counts as gone after three times as long."""

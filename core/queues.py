@@ -30,6 +30,7 @@ def create_celery(settings: Settings) -> Celery:
         broker_transport_options=options,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a server that is full or cannot write its file says so: workers are not to end
         task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.3},
         task_ignore_result=True,
         task_serializer="json",

@@ -98,10 +98,10 @@ class Stack:
         self.started.append(process)
         return process
 
-    def api(self, **environ: str) -> Process:
+    def api(self, *, module: str = "api", **environ: str) -> Process:
         """An API that answers, at `base_url`."""
         port = free_port()
-        process = self._start("api", [sys.executable, "-m", "api"], {"API_PORT": str(port)} | environ)
+        process = self._start("api", [sys.executable, "-m", module], {"API_PORT": str(port)} | environ)
         self.base_url = f"http://127.0.0.1:{port}"
 
         def answers() -> bool:
