@@ -37,6 +37,8 @@ after the prefix of the settings (default `vector-api:`):
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
 
+A queue is `cpu` or `gpu` of the default model, or `cpu.<alias>`, `gpu.<alias>` of another (`core.models`).
+
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
 supported; one Redis with a replica (Sentinel) is.
 """
