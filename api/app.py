@@ -9,10 +9,11 @@ from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import health, jobs, queues, results
+from api.views import health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
+from core.models import Models
 from core.queues import create_celery, send_embed_pending
 
 REDIS_TIMEOUT_SECONDS = 0.8
@@ -26,16 +27,18 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     """The WSGI application. What is not passed in is made from the environment's settings.
 
     Raises:
-        InvalidSetting: a setting, or the file that API_KEYS_FILE names, cannot be used.
+        InvalidSetting: a setting, or the file that MODELS_FILE or API_KEYS_FILE names, cannot be used.
     """
     settings = settings or Settings.from_env()
     if ledger is None:
         ledger = open_ledger(settings, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1, store_seconds=STORE_TIMEOUT_SECONDS)
-    sender = celery or create_celery(settings)
+    served = Models.of(settings)
+    sender = celery or create_celery(settings, served.queues)
     app = Flask("api", static_folder=None)
     app.extensions["services"] = Services(
         settings=settings,
         ledger=ledger,
+        models=served,
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
@@ -44,6 +47,6 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (health.views, queues.views, jobs.views, results.views):
+    for views in (health.views, queues.views, models.views, jobs.views, results.views):
         app.register_blueprint(views)
     return app

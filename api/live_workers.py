@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from core.ledger import Ledger, Worker
+from core.models import Model
 
 
 class LiveWorkers:
@@ -24,6 +25,10 @@ class LiveWorkers:
         if self._read is None or now - self._read[0] >= self._fresh_seconds:
             self._read = (now, tuple(self._ledger.workers()))
         return self._read[1]
+
+    def of(self, model: Model) -> tuple[Worker, ...]:
+        """Those that have this model, by name."""
+        return tuple(worker for worker in self.get() if not set(model.queues).isdisjoint(worker.queues))
 
     def queues(self) -> frozenset[str]:
         """The queues that a live worker takes from."""

@@ -4,7 +4,7 @@ Errors name the field by its path, its limit, and what was sent: its type, its l
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from core.config import Settings
-from core.errors import InvalidRequest, ModelNotFound
+from core.errors import InvalidRequest
 from core.jobs import Job, JobOptions
 from core.ledger import QueueState, Worker
+from core.models import Model
+from core.routing import base_of
 from core.sharding import Input
 
 MOST_ID_CHARACTERS = 256
@@ -56,7 +58,6 @@ def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
 
     Raises:
         InvalidRequest: an unknown key, a wrong type, a value out of its limits.
-        ModelNotFound: another model than the configured one.
     """
     try:
         request = JobRequest.model_validate(values)
@@ -67,10 +68,6 @@ def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
         raise InvalidRequest(f"ttl_seconds must be {limit}, got {request.ttl_seconds}", param="ttl_seconds")
     if request.metadata is not None:
         _check_metadata(request.metadata)
-    if request.model not in (None, settings.model_name):
-        raise ModelNotFound(
-            f"model {shown(request.model)} is not served here; the model is {settings.model_name!r}", param="model"
-        )
     return request
 
 
@@ -250,15 +247,18 @@ def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRe
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def job_record(job: Job, *, with_errors: bool = True) -> dict[str, Any]:
-    """A job as its client sees it. Times are Unix seconds; null is what is not known yet."""
+def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = None) -> dict[str, Any]:
+    """A job as its client sees it. Times are Unix seconds; null is what is not known yet.
+
+    `waiting_for` says what is missing for a job that nobody works on.
+    """
     record: dict[str, Any] = {
         "id": job.id,
         "object": "job",
         "status": job.status.value,
         "counts": asdict(job.counts),
         "progress": job.progress,
-        "queue": job.queue,
+        "queue": base_of(job.queue),
         "priority": job.lane.value,
         "model": job.model,
         "revision": job.revision,
@@ -280,7 +280,7 @@ def job_record(job: Job, *, with_errors: bool = True) -> dict[str, Any]:
         "expires_at": job.expires_at,
     }
     if with_errors:
-        record["errors"] = [asdict(error) for error in job.errors]
+        record |= {"waiting_for": waiting_for, "errors": [asdict(error) for error in job.errors]}
     return record | {"links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"}}
 
 
@@ -295,14 +295,16 @@ def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
     }
 
 
-def queue_record(state: QueueState, *, auto_share: float, auto_share_reason: str) -> dict[str, Any]:
-    """One queue, counted in inputs. `auto_share` is the share of new `auto` jobs that come to it.
+def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_share_reason: str) -> dict[str, Any]:
+    """One queue, counted in inputs. `auto_share` is the share of the model's new `auto` jobs that come to it.
 
     `backlog` and `oldest_seconds` are always numbers: autoscalers read them.
     """
     return {
         "name": state.name,
         "object": "queue",
+        "queue": base_of(state.name),
+        "model": model.name,
         "auto_share": auto_share,
         "auto_share_reason": auto_share_reason,
         "stalled": state.stalled,
@@ -317,3 +319,50 @@ def queue_record(state: QueueState, *, auto_share: float, auto_share_reason: str
 
 def worker_record(worker: Worker) -> dict[str, Any]:
     return asdict(worker)
+
+
+def model_record(model: Model, workers: Sequence[Worker]) -> dict[str, Any]:
+    """A model in OpenAI's shape, and what its live workers say of it; null is what none of them has said.
+
+    `created` is 0: no one knows when a model was made.
+    """
+    ready = [worker for worker in workers if worker.dimensions > 0]
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": owner_of(model.name),
+        "alias": model.alias,
+        "default": model.default,
+        "live": bool(workers),
+        "revision": ready[0].revision if ready else model.revision,
+        "dimensions": ready[0].dimensions if ready else None,
+        "max_tokens": ready[0].max_tokens if ready else None,
+        "prompts": sorted({name for worker in ready for name in worker.prompts}) if ready else None,
+        "workers": _worker_kinds(ready),
+    }
+
+
+def owner_of(name: str) -> str:
+    """Whose model it is, by its name on the hub; `local` for a folder."""
+    owner, slash, rest = name.partition("/")
+    return owner if slash and rest and "/" not in rest and owner not in ("", ".", "..", "~") else "local"
+
+
+def _worker_kinds(workers: Sequence[Worker]) -> list[dict[str, Any]]:
+    """Live workers that compute alike count as one kind; its parity is the worst of theirs."""
+    kinds: dict[tuple[Any, ...], list[Worker]] = {}
+    for worker in workers:
+        kinds.setdefault((worker.device, worker.engine, worker.dtype, worker.revision), []).append(worker)
+    return [
+        {
+            "device": device,
+            "engine": engine,
+            "dtype": dtype,
+            "revision": revision,
+            "parity": min((worker.parity for worker in alike if worker.parity is not None), default=None),
+            "queues": sorted({base_of(queue) for worker in alike for queue in worker.queues}),
+            "count": len(alike),
+        }
+        for (device, engine, dtype, revision), alike in kinds.items()
+    ]

@@ -20,6 +20,7 @@ from api.app import create_app
 from api.errors import INVALID, SERVER, error_body
 from core.config import Settings
 from core.errors import InvalidSetting
+from core.models import Models
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -28,6 +29,7 @@ def main() -> int:
     """Serve until a signal says stop. Returns the exit code: 1 when the address cannot be used, 2 for a bad setting."""
     try:
         settings = Settings.from_env()
+        Models.of(settings)
     except InvalidSetting as error:
         print(f"vector-api: {error.message}", file=sys.stderr)
         return 2

@@ -10,12 +10,14 @@ from api.live_workers import LiveWorkers
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger
+from core.models import Models
 
 
 @dataclass(frozen=True)
 class Services:
     settings: Settings
     ledger: Ledger
+    models: Models
     workers: LiveWorkers
     wakes: Wakes
     ended: EndedJobs

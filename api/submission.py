@@ -19,7 +19,8 @@ from core.config import Settings
 from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge
 from core.jobs import Lane
 from core.ledger import Ledger, Limits, NewJob, Worker, require_same_body
-from core.routing import choose_queue, may_move
+from core.models import Model
+from core.routing import QUEUES, choose_queue, may_move
 from core.sharding import Input, Shard, cut
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Submission:
         """Accept the job of a JSON body.
 
         Raises:
-            InvalidRequest: or a kind of it, for what the client did wrong.
+            InvalidRequest: or a kind of it, for what the client did wrong; ModelNotFound for a model that is not served.
             BacklogFull: too much would wait.
             RateLimited: too many inputs in a minute.
             LedgerUnavailable: Redis went away; whether the job was accepted may be unknown.
@@ -65,17 +66,19 @@ class Submission:
         values = read_body(self.body.read())
         given = values.pop("inputs", MISSING)
         request = read_options(values, settings)
-        return self._accept(request, read_inputs(given, settings))
+        model = self.services.models.find(request.model)
+        return self._accept(request, model, read_inputs(given, settings))
 
     def take_ndjson(self, options: dict[str, Any]) -> Accepted:
         """Accept the job of an NDJSON body, which is staged as it comes and never held. Raises what `take_json` raises."""
         settings = self.services.settings
         request = read_options(options, settings)
+        model = self.services.models.find(request.model)
         if repeated := self._find_repeated():
             return repeated
         self._require_room()
         found = lines(self.body, limit_bytes=CHARACTER_BYTES * (settings.max_input_characters + MOST_ID_CHARACTERS) + 1024)
-        return self._accept(request, read_lines(found, settings))
+        return self._accept(request, model, read_lines(found, settings))
 
     def _find_repeated(self) -> Accepted | None:
         """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
@@ -92,18 +95,20 @@ class Submission:
         settings = self.services.settings
         self.services.ledger.require_room(self.tenant, max_waiting_inputs=settings.max_waiting_inputs, limits=limits_of(settings))
 
-    def _accept(self, request: JobRequest, inputs: Iterable[Input]) -> Accepted:
+    def _accept(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
         services, settings = self.services, self.services.settings
-        require_known(request, services.workers.get())
+        require_known(request, services.workers.of(model))
         job_id = f"job_{uuid.uuid4().hex}"
         total, shards, rest = stage(services.ledger, job_id, inputs, settings)
-        live = services.workers.queues()
+        served = services.workers.queues()
+        live = [queue for queue in QUEUES if model.queue(queue) in served]
+        chosen = choose_queue(request.queue, job_id=job_id, live_queues=live, gpu_share=settings.gpu_share)
         job = NewJob(
             id=job_id,
             tenant=self.tenant,
-            queue=choose_queue(request.queue, job_id=job_id, live_queues=live, gpu_share=settings.gpu_share),
+            queue=model.queue(chosen),
             lane=Lane(request.priority),
-            model=settings.model_name,
+            model=model.name,
             options=request.job_options,
             metadata=request.metadata or {},
             ttl_seconds=request.ttl_seconds or settings.result_ttl_seconds,

@@ -171,6 +171,8 @@ class Settings:
     """A model of the hub or a local folder, loadable by sentence-transformers."""
     model_revision: str | None = _setting(None, _optional(_text))
     """Branch, tag or commit of the model on the hub; empty takes the newest."""
+    models_file: str | None = _setting(None, _optional(_text))
+    """TOML file that lists further models, each with an alias and queues of its own (docs/models.md). Empty: one model."""
     device: str = _setting("auto", _device)
     """`auto` takes cuda, then mps, then cpu."""
     engine: str = _setting("auto", _one_of("auto", "torch", "openvino"))

@@ -3,7 +3,7 @@
     VectorApiError
     ├── InvalidSetting          an environment variable has a bad value; the process stops at start
     ├── InvalidRequest          the client sent something that cannot be done (400)
-    │   ├── ModelNotFound       no such model is configured (404)
+    │   ├── ModelNotFound       no model of this name is served (404)
     │   ├── JobNotFound         no such job, or it has expired (404)
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)

@@ -1,6 +1,7 @@
-"""The Celery app and what travels through it: one task name and two queues. Cheap to import."""
+"""The Celery app and what travels through it: one task name and the queues of the models. Cheap to import."""
 
 import ssl
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,8 +22,8 @@ TASK_HANGS = 10
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
-def create_celery(settings: Settings) -> Celery:
-    """The Celery app of the API (which sends) and of the workers (which receive)."""
+def create_celery(settings: Settings, queues: Iterable[str] = QUEUES) -> Celery:
+    """The Celery app of the API (which sends) and of the workers (which receive), with these queues and no others."""
     app = Celery("vector-api", set_as_current=False)
     url, options = broker(settings)
     app.conf.update(
@@ -38,7 +39,7 @@ def create_celery(settings: Settings) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,  # safe: attempts are counted by the ledger
         task_time_limit=int(settings.drain_seconds + TASK_HANGS * settings.hang_seconds),
-        task_queues=[Queue(name, routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(name, routing_key=name) for name in queues],  # type: ignore[no-untyped-call]
         task_create_missing_queues=False,
         task_default_queue="cpu",
         worker_prefetch_multiplier=1,

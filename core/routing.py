@@ -1,12 +1,32 @@
-"""Choose the queue of a job."""
+"""Choose the queue of a job.
+
+Clients ask for `cpu`, `gpu` or `auto`. The ledger and Celery know the queues of each model: `cpu` and `gpu` of the default one,
+`cpu.<alias>` and `gpu.<alias>` of another.
+"""
 
 import hashlib
 from collections.abc import Collection
 
 QUEUES = ("cpu", "gpu")
+"""The queues of one model."""
 
 HOME, FALLBACK = "gpu", "cpu"
 """Where `auto` jobs within `GPU_SHARE` are worked on, and where while no worker of that queue lives."""
+
+
+def queue_of(asked: str, alias: str | None) -> str:
+    """The queue `cpu` or `gpu` of a model; without an alias of the default one."""
+    return asked if alias is None else f"{asked}.{alias}"
+
+
+def base_of(queue: str) -> str:
+    """`cpu` or `gpu`, whosever model's queue it is."""
+    return queue.partition(".")[0]
+
+
+def beside(queue: str, asked: str) -> str:
+    """The queue `cpu` or `gpu` of the same model."""
+    return asked + queue.removeprefix(base_of(queue))
 
 
 def choose_queue(requested: str, *, job_id: str, live_queues: Collection[str], gpu_share: float) -> str:

@@ -6,7 +6,7 @@ import sys
 from core.config import Settings
 from core.errors import InvalidSetting
 from doctor.checks import Finding, Level, check_all, failure, worst
-from doctor.probes import probe_driver, probe_keys, probe_libraries, probe_machine, probe_redis, probe_store
+from doctor.probes import probe_driver, probe_keys, probe_libraries, probe_machine, probe_models, probe_redis, probe_store
 
 COLOURS = {Level.OK: "\x1b[32m", Level.WARNING: "\x1b[33m", Level.FAILURE: "\x1b[31m"}
 LEVEL_WIDTH, SUBJECT_WIDTH = 9, 12
@@ -28,6 +28,7 @@ def main() -> int:
             probe_machine(),
             keys=probe_keys(settings),
             store=probe_store(settings),
+            models=probe_models(settings),
         )
     for finding in findings:
         print(line(finding, colours=sys.stdout.isatty()))

@@ -6,12 +6,13 @@ wheels (compute capabilities). CUDA 13 dropped Maxwell, Pascal and Volta; the cu
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from core.config import Settings
 from core.errors import InvalidSetting
 from core.keys import Keys
+from core.models import Models
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch, Version
 
 DRIVERS = {12: 525, 13: 580}
@@ -39,6 +40,9 @@ class Level(StrEnum):
     OK = "ok"
     WARNING = "warning"
     FAILURE = "failure"
+
+
+_seriousness: Callable[[Level], int] = list(Level).index
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,15 @@ def check_keys(found: Keys | InvalidSetting | None) -> list[Finding]:
     return [ok("keys", f"API_KEYS_FILE holds {len(found)} keys")]
 
 
+def check_models(found: Models | InvalidSetting | None) -> list[Finding]:
+    """Whether the list of models can be used; None: MODELS_FILE is not set."""
+    if found is None:
+        return []
+    if isinstance(found, InvalidSetting):
+        return [failure("models", found.message, "correct the file; docs/models.md shows one")]
+    return [ok("models", f"MODELS_FILE lists {', '.join(str(model) for model in found.all if model.alias)}")]
+
+
 def check_store(store: Store | None) -> list[Finding]:
     """Whether the result store can be written and read."""
     if store is None:
@@ -303,7 +316,7 @@ def check_model(model: Model) -> list[Finding]:
     reason = "HF_HUB_OFFLINE is set" if model.offline else "the hub is out of reach"
     if model.place is not None:
         return [ok("model", f"{reason}; the copy of {model.name} in the package {model.place} is taken")]
-    advice = "set MODEL_NAME to a local folder, mount a filled cache at HF_HOME, or build the image's target `baked`"
+    advice = "name a local folder instead, mount a filled cache at HF_HOME, or build the image's target `baked`"
     return [failure("model", f"{model.name} is not in the cache {model.cache}, and {reason}", advice)]
 
 
@@ -315,6 +328,7 @@ def check_all(
     machine: Machine,
     keys: Keys | InvalidSetting | None = None,
     store: Store | None = None,
+    models: Models | InvalidSetting | None = None,
 ) -> list[Finding]:
     """Every finding, in the order in which a person would look."""
     findings = check_libraries(libraries)
@@ -331,15 +345,17 @@ def check_all(
     findings += check_cpu(machine)
     if torch is not None:
         findings += check_threads(machine, torch, settings)
+    findings += check_models(models)
     if model is not None:
         findings += check_model(model)
+    for other in libraries.others:
+        findings += [replace(found, level=min(found.level, Level.WARNING, key=_seriousness)) for found in check_model(other)]
     return findings
 
 
 def worst(findings: list[Finding]) -> Level:
     """The most serious level; `ok` of no findings."""
-    order: Callable[[Level], int] = list(Level).index
-    return max((finding.level for finding in findings), key=order, default=Level.OK)
+    return max((finding.level for finding in findings), key=_seriousness, default=Level.OK)
 
 
 def _version(text: str) -> Version:

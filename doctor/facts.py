@@ -38,7 +38,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class Model:
-    """The model of MODEL_NAME, as far as its files are here."""
+    """A model that is to be served, as far as its files are here."""
 
     name: str
     place: str | None
@@ -66,6 +66,9 @@ class Libraries:
     installed: bool
     torch: Torch | None = None
     model: Model | None = None
+    """That of MODEL_NAME."""
+    others: tuple[Model, ...] = ()
+    """Those that MODELS_FILE adds. Not every machine needs each of them."""
     error: str | None = None
 
 

@@ -16,6 +16,8 @@ import torch
 from huggingface_hub import constants
 
 from core.config import DEFAULT_MODEL, Settings
+from core.errors import InvalidSetting
+from core.models import Model, Models
 from worker.engines.device import usable_cpus
 from worker.engines.model import LOCAL_COPY, hub_answers
 
@@ -47,11 +49,10 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def model_facts(settings: Settings) -> dict[str, Any]:
-    name = settings.model_name
-    folder, place = _folder(name, settings.model_revision)
+def model_facts(model: Model) -> dict[str, Any]:
+    folder, place = _folder(model.name, model.revision)
     return {
-        "name": name,
+        "name": model.name,
         "place": place,
         "cache": constants.HF_HUB_CACHE,
         "cache_writable": _writable(Path(constants.HF_HUB_CACHE)),
@@ -102,6 +103,15 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
+def _models(settings: Settings) -> tuple[Model, ...]:
+    """The default model first. Of a MODELS_FILE that cannot be used `doctor` itself tells."""
+    try:
+        return Models.of(settings).all
+    except InvalidSetting:
+        return (Model(settings.model_name, revision=settings.model_revision),)
+
+
 if __name__ == "__main__":
-    json.dump({"torch": torch_facts(), "model": model_facts(Settings.from_env())}, sys.stdout)
+    model, *others = map(model_facts, _models(Settings.from_env()))
+    json.dump({"torch": torch_facts(), "model": model, "others": others}, sys.stdout)
     print()

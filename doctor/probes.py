@@ -19,6 +19,7 @@ from core.config import Settings
 from core.errors import InvalidSetting, ResultLost, ResultStoreUnavailable
 from core.keys import Keys
 from core.ledger import connect
+from core.models import Models
 from core.result_store import ResultStore
 from core.sentinel import SentinelUrl
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch
@@ -132,6 +133,14 @@ def probe_keys(settings: Settings) -> Keys | InvalidSetting | None:
         return error
 
 
+def probe_models(settings: Settings) -> Models | InvalidSetting | None:
+    """The models of MODELS_FILE, or what is wrong with it."""
+    try:
+        return Models.of(settings) if settings.models_file else None
+    except InvalidSetting as error:
+        return error
+
+
 def probe_store(settings: Settings) -> Store | None:
     """Write, read and remove a small object; None when results stay in Redis."""
     if settings.result_store == "redis":
@@ -168,7 +177,8 @@ def parse_libraries(line: str) -> Libraries:
     """Libraries of the line of JSON that `library_probe` prints."""
     found = json.loads(line)
     gpus = tuple(Gpu(**gpu | {"capability": tuple(gpu["capability"])}) for gpu in found["torch"].pop("gpus"))
-    return Libraries(installed=True, torch=Torch(gpus=gpus, **found["torch"]), model=Model(**found["model"]))
+    others = tuple(Model(**other) for other in found["others"])
+    return Libraries(installed=True, torch=Torch(gpus=gpus, **found["torch"]), model=Model(**found["model"]), others=others)
 
 
 def _read(path: Path) -> str:

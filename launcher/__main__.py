@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core.config import Settings
 from core.errors import VectorApiError
+from core.models import Models
 from core.routing import QUEUES
 from launcher.run import run
 from launcher.stack import ROOT
@@ -17,6 +18,7 @@ def main() -> int:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without UTF-8 is no reason to fail
     try:
         settings = Settings.from_env()
+        Models.of(settings)  # a list that cannot be used is told before anything is started
         if options.command == "demo":
             from launcher.demo import demo  # needs httpx, numpy and tqdm, which `run` does without
 

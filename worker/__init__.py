@@ -8,13 +8,15 @@ import sys
 
 from core.config import Settings
 from core.errors import InvalidSetting
+from core.models import Models
 from core.queues import create_celery
 
 try:
     settings = Settings.from_env()
+    models = Models.of(settings)
 except InvalidSetting as error:
     sys.exit(f"vector-api: {error.message}")
 
-app = create_celery(settings)
+app = create_celery(settings, models.queues)
 
 from worker import control, idle, lifecycle, tasks  # noqa: E402, F401  (they register themselves with the app)

@@ -11,12 +11,13 @@ from celery import bootsteps
 
 from core.errors import LedgerUnavailable
 from core.ledger import Ledger, QueueState
+from core.routing import base_of
 from worker import app, lifecycle, settings
 from worker.log import log
 
 
 class LeaveWhenIdle(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Ends a worker of the gpu queue as SIGTERM does, with exit code 0, when all its queues stayed empty.
+    """Ends a worker of a gpu queue as SIGTERM does, with exit code 0, when all its queues stayed empty.
 
     The time starts when the worker reports its model, and again whenever Redis cannot be asked: what is unknown is not idle.
     """
@@ -29,7 +30,7 @@ class LeaveWhenIdle(bootsteps.StartStopStep):  # type: ignore[misc]
         self._idle_since: float | None = None
 
     def include_if(self, parent: Any) -> bool:
-        return settings.gpu_idle_exit_seconds is not None and "gpu" in app.amqp.queues.consume_from
+        return settings.gpu_idle_exit_seconds is not None and "gpu" in map(base_of, app.amqp.queues.consume_from)
 
     def start(self, parent: Any) -> None:
         ledger = lifecycle.open_ledger(2.0, 0)

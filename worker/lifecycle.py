@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
+from celery.utils.text import str_to_list
 from celery.worker import state
 
 from core.config import Settings
-from core.errors import EngineError, LedgerUnavailable, NewerLayout, ResultStoreRefuses, ResultStoreUnavailable
+from core.errors import EngineError, InvalidSetting, LedgerUnavailable, NewerLayout, ResultStoreRefuses, ResultStoreUnavailable
 from core.ledger import Ledger, Worker, connect
+from core.models import Model
 from core.queues import send_embed_pending
 from core.result_store import ResultStore
-from worker import app, settings, watchdog
+from core.routing import FALLBACK
+from worker import app, models, settings, watchdog
 from worker.engines import Engine
 from worker.log import log
 from worker.result_store import Collector, Outage, WorkerLedger
@@ -53,6 +57,7 @@ _shared = mmap.mmap(-1, 2)
 _STOPPING, _FAILED = 0, 1
 
 _node_name = ""
+_model = models.default
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -168,7 +173,7 @@ def process() -> Process:
     global _process
     with _loading:
         if _process is None:
-            engine = load_engine(settings)
+            engine = load_engine(replace(settings, model_name=_model.name, model_revision=_model.revision))
             index = getattr(current_process(), "index", 0)
             name = f"{_node_name}/{index}" if index else _node_name
             _process = Process(engine, name, tuple(app.amqp.queues.consume_from))
@@ -189,14 +194,26 @@ def node_name() -> str:
     return _node_name
 
 
+def model() -> Model:
+    """The model of this worker, which follows from the queues it was started with."""
+    return _model
+
+
 def is_stopping() -> bool:
     return bool(_shared[_STOPPING])
 
 
 @celeryd_init.connect
-def _remember_name(sender: str, **_: Any) -> None:
-    global _node_name
+def _remember_name(sender: str, options: dict[str, Any], **_: Any) -> None:
+    """Before anything is started; a worker whose queues are unknown or of several models ends here."""
+    global _node_name, _model
     _node_name = sender
+    taken = str_to_list(options.get("queues")) or list(models.queues)  # Celery takes from all when none is named
+    left_out = str_to_list(options.get("exclude_queues")) or []
+    try:
+        _model = models.of_worker([queue for queue in taken if queue not in left_out])
+    except InvalidSetting as error:
+        sys.exit(f"vector-api: {error.message}")
 
 
 @setup_logging.connect
@@ -299,7 +316,7 @@ class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
     def _move(self, ledger: Ledger) -> None:
         """Take work that may go to either queue to where workers live. A long backlog takes several rounds: `inspect` waits."""
         deadline = time.monotonic() + settings.wake_seconds / 4
-        while ledger.move(_node_name) and time.monotonic() < deadline:
+        while ledger.move(_node_name, _model.queue(FALLBACK)) and time.monotonic() < deadline:
             pass
 
 

@@ -2,7 +2,6 @@
 
 from core.errors import LedgerUnavailable
 from core.queues import EMBED_PENDING
-from core.routing import QUEUES
 from worker import app, lifecycle
 from worker.log import log
 
@@ -13,8 +12,8 @@ def embed_pending(queue: str) -> None:
 
     The message says only that there is work. What the work is, and who may do it, is in the ledger.
     """
-    if queue not in QUEUES:
-        log.warning("ignored a message for the unknown queue %.40r", queue)
+    if queue not in lifecycle.model().queues:
+        log.warning("ignored a message for the queue %.40r, which is none of this worker's model", queue)
         return
     try:
         lifecycle.process().drain(queue)

@@ -5,15 +5,14 @@ from flask import Blueprint, Response, request
 from api.answers import json_answer
 from api.queries import Query
 from api.services import services
-from core.routing import QUEUES
 
 views = Blueprint("health", __name__)
 
 
 @views.get("/")
 def index() -> Response:
-    links = {"jobs": "/v1/jobs", "queues": "/v1/queues", "health": "/healthz", "ready": "/readyz"}
-    return json_answer({"name": "vector-api", "model": services().settings.model_name, "links": links})
+    links = {"jobs": "/v1/jobs", "models": "/v1/models", "queues": "/v1/queues", "health": "/healthz", "ready": "/readyz"}
+    return json_answer({"name": "vector-api", "model": services().models.default.name, "links": links})
 
 
 @views.get("/healthz")
@@ -26,6 +25,7 @@ def healthz() -> Response:
 def readyz() -> Response:
     """Redis is reachable, and who works on what. No worker is no error: jobs are accepted and wait."""
     Query(request.args, ())
-    workers = services().ledger.workers()
-    queues = {name: [worker.name for worker in workers if name in worker.queues] for name in QUEUES}
-    return json_answer({"status": "ready", "redis": "ok", "queues": queues})
+    served, workers = services().models, services().ledger.workers()
+    queues = {name: [worker.name for worker in workers if name in worker.queues] for name in served.queues}
+    models = {model.name: "live" if any(queues[name] for name in model.queues) else "no worker" for model in served.all}
+    return json_answer({"status": "ready", "redis": "ok", "queues": queues, "models": models})

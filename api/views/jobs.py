@@ -1,5 +1,7 @@
 """Create, see, list and end jobs."""
 
+from typing import Any
+
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import UnsupportedMediaType
 
@@ -56,7 +58,13 @@ def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
         headers["Idempotent-Replayed"] = "true"
     if wait_seconds and job.status.ended:
         return _answer_with_vectors(job, headers)
-    return json_answer(job_record(job), 202, headers | {"Retry-After": "1"})
+    return json_answer(_record(job), 202, headers | {"Retry-After": "1"})
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """The job's record. A live job whose queue has no live worker waits for one, however long that takes."""
+    waits = not job.status.ended and job.queue not in services().workers.queues()
+    return job_record(job, waiting_for=f"a worker of the queue {job.queue}" if waits else None)
 
 
 def _answer_with_vectors(job: Job, headers: dict[str, str]) -> Response:
@@ -84,7 +92,7 @@ def show(job_id: str) -> Response:
     if wait_seconds and not job.status.ended:
         services().ended.wait(job_id, wait_seconds)
         job = services().ledger.get(job_id, tenant)
-    return json_answer(job_record(job), headers={} if job.status.ended else {"Retry-After": "1"})
+    return json_answer(_record(job), headers={} if job.status.ended else {"Retry-After": "1"})
 
 
 @views.delete("/<job_id>")

@@ -1,11 +1,15 @@
 """What waits, what runs, and who works."""
 
+from typing import Any
+
 from flask import Blueprint, Response, request
 
 from api.answers import json_answer
 from api.queries import Query
 from api.schemas import queue_record
 from api.services import services
+from core.ledger import QueueState
+from core.models import Model
 from core.routing import QUEUES, auto_shares
 
 views = Blueprint("queues", __name__)
@@ -15,7 +19,7 @@ views = Blueprint("queues", __name__)
 def list_queues() -> Response:
     Query(request.args, ())
     found = services()
-    states = found.ledger.queue_states(QUEUES)
+    states = found.ledger.queue_states(found.models.queues)
     totals = {
         "waiting": sum(sum(state.waiting.values()) for state in states),
         "max_waiting": found.settings.max_waiting_inputs,
@@ -23,7 +27,15 @@ def list_queues() -> Response:
         "workers": len({worker.name for state in states for worker in state.workers}),
         "counters": found.ledger.counters(),
     }
-    live = {state.name for state in states if state.workers}
-    shares, reason = auto_shares(live_queues=live, gpu_share=found.settings.gpu_share)
-    data = [queue_record(state, auto_share=shares[state.name], auto_share_reason=reason) for state in states]
+    by_name = {state.name: state for state in states}
+    data = [record for model in found.models.all for record in _records(model, by_name, found.settings.gpu_share)]
     return json_answer({"object": "list", "data": data, "totals": totals})
+
+
+def _records(model: Model, states: dict[str, QueueState], gpu_share: float) -> list[dict[str, Any]]:
+    """The queues of one model, and which share of its `auto` jobs goes to each."""
+    live = [queue for queue in QUEUES if states[model.queue(queue)].workers]
+    shares, reason = auto_shares(live_queues=live, gpu_share=gpu_share)
+    return [
+        queue_record(states[model.queue(queue)], model, auto_share=shares[queue], auto_share_reason=reason) for queue in QUEUES
+    ]

@@ -39,6 +39,8 @@ after the prefix of the settings (default `vector-api:`):
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
 
+A queue is `cpu` or `gpu` of the default model, or `cpu.<alias>`, `gpu.<alias>` of another (`core.models`).
+
 **The fence.** Every claim of a shard has a number of its own, one higher than the last, whatever became of that. Whoever commits,
 extends, releases or divides names it, and can do nothing unless it is the last one and its lease is there. So a worker that was
 stopped for an hour, or a call that is repeated after its answer was lost, changes nothing that others have begun.

@@ -33,7 +33,7 @@ from core.errors import (
 )
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
-from core.routing import FALLBACK, HOME
+from core.routing import FALLBACK, HOME, beside
 from core.sentinel import SentinelUrl
 from core.sharding import Input, Shard, Span
 
@@ -80,7 +80,7 @@ class NewJob:
     inputs: int
     shards: int
     moves: bool = False
-    """It may go to either queue, so `Ledger.move` takes it where a worker lives."""
+    """It may go to either queue of its model, so `Ledger.move` takes it where a worker lives."""
     idempotency_key: str = ""
     """Digest of the client's key, or empty."""
     body_digest: str = ""
@@ -317,7 +317,7 @@ class Ledger:
             "ttl_seconds": job.ttl_seconds,
         }
         fields = [part for pair in record.items() for part in pair]
-        home, fallback = (HOME, FALLBACK) if job.moves else ("", "")
+        home, fallback = (beside(job.queue, HOME), beside(job.queue, FALLBACK)) if job.moves else ("", "")
         by_setting = limits.by_setting(max_waiting_inputs)
         head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, json.dumps(by_setting))
         outcome, *found = self._run(
@@ -538,13 +538,15 @@ class Ledger:
     # What a worker calls ------------------------------------------------------------------------------------------
 
     @_translated
-    def move(self, worker: str) -> int:
+    def move(self, worker: str, queue: str = FALLBACK) -> int:
         """Take the waiting work of jobs that may go to either queue to gpu while a gpu worker lives, else where cpu workers live.
+
+        The two queues are those of the model that `queue` belongs to.
 
         What is under a lease stays with its worker. Returns how many jobs this worker should go on with: one call takes a hundred
         at most, as Redis answers nobody else meanwhile.
         """
-        return int(self._run("move", HOME, FALLBACK, worker))
+        return int(self._run("move", beside(queue, HOME), beside(queue, FALLBACK), worker))
 
     @_translated
     def claim(self, queue: str, worker: str, *, lease_seconds: float, max_bytes: int, lane: Lane | None = None) -> Claim:

@@ -64,6 +64,7 @@ def test_new_job_is_answered_with_its_record_and_where_to_look(api: httpx.Client
         "started_at": None,
         "ended_at": None,
         "expires_at": None,
+        "waiting_for": "a worker of the queue cpu",
         "errors": [],
         "links": {"self": f"/v1/jobs/{job_id}", "result": f"/v1/jobs/{job_id}/result"},
     }
@@ -328,7 +329,8 @@ def test_queues_show_what_waits_for_workers_that_do_not_live(api: httpx.Client, 
 def test_health_and_readiness(api: httpx.Client, driver: Driver) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
     driver.report(name="one@a", queues=("cpu",))
-    assert api.get("/readyz").json() == {"status": "ready", "redis": "ok", "queues": {"cpu": ["one@a"], "gpu": []}}
+    ready = {"status": "ready", "redis": "ok", "queues": {"cpu": ["one@a"], "gpu": []}, "models": {MODEL: "live"}}
+    assert api.get("/readyz").json() == ready
     assert api.get("/").json()["links"]["jobs"] == "/v1/jobs"
 
 

@@ -121,7 +121,7 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
         {"inputs": ["a"], "model": "other/one"},
         404,
         "model",
-        f"'other/one' is not served here; the model is '{MODEL}'",
+        f"there is no model 'other/one' here; the model is {MODEL}",
     ),
     ("model a number", {"inputs": ["a"], "model": 1}, 400, "model", "valid string, got 1"),
     ("normalize a word", {"inputs": ["a"], "normalize": "yes"}, 400, "normalize", "valid boolean, got 'yes'"),
@@ -229,6 +229,7 @@ BAD_QUERIES = [
     ("GET", "/v1/jobs/x/result?limit=0", "limit", "limit must be a whole number of at least 1"),
     ("GET", "/v1/jobs/x/result?format=csv", "format", "format must be one of json, base64, ndjson, npy, got 'csv'"),
     ("GET", "/v1/queues?x=1", "x", "unknown query parameter 'x'; none is known here"),
+    ("GET", "/v1/models?limit=1", "limit", "unknown query parameter 'limit'; none is known here"),
     ("GET", "/readyz?x=1", "x", "unknown query parameter"),
     ("DELETE", "/v1/jobs/x?force=1", "force", "unknown query parameter"),
 ]

@@ -55,6 +55,30 @@ def test_waiting_work_goes_to_cpu_with_the_last_gpu_worker_and_back_with_the_fir
     assert (both.job().status, both.vectors()) == (JobStatus.SUCCEEDED, [0, 1, 2, 3])
 
 
+def test_job_of_another_model_stays_with_its_workers(both: Scenario) -> None:
+    both.report("c2", ("cpu.large",))
+    both.report("g2", ("gpu.large",))
+    submit_auto(both)
+    submit_auto(both, "other", queue="gpu.large")
+    both.ledger.retire("g2", ["gpu.large"])
+    both.ledger.move("c1")
+    assert (both.job().queue, both.job("other").queue) == ("gpu", "gpu.large"), "they are no workers of its model"
+    both.ledger.move("c2", "cpu.large")
+    assert (both.job().queue, both.job("other").queue) == ("gpu", "cpu.large")
+    assert (both.waiting("gpu"), both.waiting("gpu.large"), both.waiting("cpu.large")) == (4, 0, 4)
+    claimed = both.claim("c2", "cpu.large").shards
+    assert {shard.job_id for shard in claimed} == {"other"}
+    both.ledger.release("cpu.large", "c2", claimed)
+    both.report("g2", ("gpu.large",))
+    both.ledger.move("c2", "cpu.large")
+    assert both.job("other").queue == "gpu.large"
+    gpu_goes(both)
+    both.ledger.move("g2", "gpu.large")
+    assert (both.job().queue, both.job("other").queue) == ("gpu", "gpu.large")
+    both.ledger.remove("other", "alice")
+    assert both.waiting("gpu.large") == 0
+
+
 def test_worker_whose_report_ran_out_is_gone(both: Scenario) -> None:
     submit_auto(both)
     both.report("g1", ("gpu",), lifetime_seconds=0.05)

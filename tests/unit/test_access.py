@@ -61,6 +61,8 @@ def rewrite(file: Path, content: str) -> None:
         ("GET", "/"),
         ("GET", "/readyz"),
         ("GET", "/v1/queues"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/org/model"),
         ("GET", "/v1/jobs"),
         ("POST", "/v1/jobs"),
         ("OPTIONS", "/v1/jobs"),

@@ -16,6 +16,7 @@ import yaml
 
 from core.config import Settings
 from core.keys import Keys
+from core.models import Models
 from tests.processes import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -245,7 +246,7 @@ def headings_of(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["access.md", "deployment.md", "gpu.md", "kubernetes.md"])
+@pytest.mark.parametrize("name", ["access.md", "deployment.md", "gpu.md", "kubernetes.md", "models.md"])
 def test_links_of_the_pages_lead_somewhere(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
@@ -254,6 +255,30 @@ def test_links_of_the_pages_lead_somewhere(name: str) -> None:
         file = ROOT / "docs" / (path or name)
         assert file.exists(), path
         assert not anchor or anchor in headings_of(file.read_text(encoding="utf-8")), anchor
+
+
+def block_of(page: str, language: str) -> str:
+    """The first block in this language of a page in docs."""
+    found = re.search(rf"^```{language}\n(.+?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_example_of_several_models_starts_a_worker_for_a_listed_one(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(block_of("models.md", "toml"))
+    models = Models.of(Settings(models_file=str(file)))
+    compose = yaml.safe_load(block_of("models.md", "yaml"))
+    added = {name: service for name, service in compose["services"].items() if name not in SERVICES}
+    assert [service["extends"] for service in added.values()] == [{"file": "docker-compose.yml", "service": "worker"}]
+    for service in compose["services"].values():
+        (config,) = service["configs"]
+        assert service["environment"] == {"MODELS_FILE": config["target"]}
+        assert compose["configs"][config["source"]] == {"file": file.name}
+    for service in added.values():
+        queues = service["command"][service["command"].index("-Q") + 1].split(",")
+        assert not models.of_worker(queues).default
+    assert {"api", "worker"} <= set(compose["services"])
 
 
 def test_secrets_script_makes_what_compose_mounts_and_leaves_what_is_there(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.config import Settings
+from core.models import Model as ServedModel
+from core.models import Models
 from doctor.__main__ import line
 from doctor.checks import (
     Finding,
@@ -20,6 +22,7 @@ from doctor.checks import (
     check_gpus,
     check_libraries,
     check_model,
+    check_models,
     check_redis,
     check_store,
     check_threads,
@@ -30,7 +33,7 @@ from doctor.checks import (
     worst,
 )
 from doctor.facts import Driver, Gpu, Libraries, Machine, Model, RedisServer, Store, Torch
-from doctor.probes import parse_kernel_driver, parse_libraries, parse_smi, probe_store
+from doctor.probes import parse_kernel_driver, parse_libraries, parse_smi, probe_models, probe_store
 
 OK, WARNING, FAILURE = Level.OK, Level.WARNING, Level.FAILURE
 GIB = 2**30
@@ -342,7 +345,27 @@ def test_kernel_names_its_driver(shown: str, version: str | None) -> None:
 
 def test_answer_of_the_library_probe_becomes_facts() -> None:
     torch = {**vars(CUDA_TORCH), "gpus": [vars(H100)]}
-    assert parse_libraries(json.dumps({"torch": torch, "model": vars(MODEL)})) == Libraries(True, CUDA_TORCH, MODEL)
+    other = replace(MODEL, name="org/other")
+    shown = json.dumps({"torch": torch, "model": vars(MODEL), "others": [vars(other)]})
+    assert parse_libraries(shown) == Libraries(True, CUDA_TORCH, MODEL, (other,))
+
+
+def test_further_models_are_looked_for_and_may_be_missing_here() -> None:
+    models = Models(ServedModel("org/model", default=True), [ServedModel("org/other", "other")])
+    missing = replace(MODEL, name="org/other", place=None, hub=False)
+    libraries = Libraries(True, CPU_TORCH, MODEL, (missing,))
+    listed, first, second = check_all(Settings(), libraries, Driver(), SERVER, MACHINE, models=models)[-3:]
+    assert (listed.level, listed.message) == (OK, "MODELS_FILE lists other (org/other)")
+    assert (first.level, second.level) == (OK, WARNING)
+    assert "org/other is not in the cache" in second.message
+
+
+def test_list_of_models_that_cannot_be_used_is_a_failure(tmp_path: Path) -> None:
+    found = probe_models(Settings(models_file=str(tmp_path / "none.toml")))
+    finding = only(check_models(found))
+    assert finding.level is FAILURE
+    assert "MODELS_FILE cannot be read" in finding.message
+    assert check_models(probe_models(Settings())) == []
 
 
 def test_check_libraries_tells_the_build() -> None:

@@ -227,14 +227,21 @@ def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     assert "usage: python -m launcher" in found.stderr
 
 
-def test_bad_setting_stops_the_launcher_with_its_name() -> None:
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"API_PORT": "many"}, "API_PORT must be a whole number from 1 to 65535, got 'many'"),
+        ({"MODELS_FILE": "/none"}, "MODELS_FILE cannot be read (No such file or directory), got '/none'"),
+    ],
+)
+def test_bad_setting_stops_the_launcher_with_its_name(setting: dict[str, str], problem: str) -> None:
     found = subprocess.run(
         [sys.executable, "-m", "launcher", "run"],
         cwd=ROOT,
-        env=os.environ | {"API_PORT": "many"},
+        env=os.environ | setting,
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 2
-    assert found.stderr == "vector-api: API_PORT must be a whole number from 1 to 65535, got 'many'\n"
+    assert found.stderr == f"vector-api: {problem}\n"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.routing import QUEUES, auto_shares, choose_queue, may_move, share_of
+from core.routing import QUEUES, auto_shares, base_of, beside, choose_queue, may_move, queue_of, share_of
 
 job_ids = st.text(min_size=1, max_size=40)
 shares = st.floats(0, 1)
@@ -72,3 +72,16 @@ def test_shares_of_auto_jobs_and_why(
     live_queues: tuple[str, ...], gpu_share: float, expected: tuple[dict[str, float], str]
 ) -> None:
     assert auto_shares(live_queues=live_queues, gpu_share=gpu_share) == expected
+
+
+@pytest.mark.parametrize("alias", [None, "large", "e5-small_v2", "gpu", "cpu"])
+def test_queues_of_a_model_lead_to_each_other_and_say_what_they_are(alias: str | None) -> None:
+    queues = {asked: queue_of(asked, alias) for asked in QUEUES}
+    assert len(set(queues.values())) == len(QUEUES)
+    for asked, queue in queues.items():
+        assert base_of(queue) == asked
+        assert {other: beside(queue, other) for other in QUEUES} == queues
+
+
+def test_queues_of_the_default_model_have_no_alias() -> None:
+    assert (queue_of("gpu", None), queue_of("gpu", "large")) == ("gpu", "gpu.large")

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from api import schemas
 from core.config import Settings
-from core.errors import InvalidRequest, ModelNotFound, VectorApiError
+from core.errors import InvalidRequest, VectorApiError
 from core.jobs import Counts, InputError, Job, JobOptions, JobStatus, Lane
+from core.ledger import Worker
+from core.models import Model
 from core.sharding import Input
 
 SETTINGS = Settings(max_inputs=4, max_stream_inputs=6, max_input_characters=20, max_ttl_seconds=500)
@@ -53,12 +55,6 @@ def test_options_given_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("name", ["model", "dimensions", "prompt_name", "metadata", "ttl_seconds"])
 def test_null_is_the_same_as_left_out(name: str) -> None:
     assert schemas.read_options({name: None}, SETTINGS) == schemas.read_options({}, SETTINGS)
-
-
-def test_other_model_is_not_found_and_the_right_one_named() -> None:
-    with pytest.raises(ModelNotFound, match="the model is 'sentence-transformers/all-MiniLM-L6-v2'") as caught:
-        schemas.read_options({"model": "other"}, SETTINGS)
-    assert caught.value.param == "model"
 
 
 def test_metadata_may_have_its_limit_and_no_more() -> None:
@@ -179,3 +175,35 @@ def test_record_of_a_job_that_a_worker_has_begun() -> None:
     page = schemas.job_list([job, replace(job, id="k")], True)
     assert (page["first_id"], page["last_id"], page["has_more"]) == ("j", "k", True)
     assert "errors" not in page["data"][0]
+
+
+WORKER = Worker("a@x", ("cpu.large",), "idle", "org/large", "r1", "openvino", "cpu", "bfloat16", 8, 128, ("query",), {}, 0.9999)
+
+
+def test_model_is_told_with_its_workers_by_kind_and_their_worst_parity() -> None:
+    workers = [
+        WORKER,
+        replace(WORKER, name="b@x", parity=0.9995, prompts=("passage",)),
+        replace(WORKER, name="c@x", parity=None),
+        replace(WORKER, name="g@x", queues=("gpu.large", "cpu.large"), device="cuda:0", engine="torch", parity=None),
+    ]
+    found = schemas.model_record(Model("org/large", "large", revision="main"), workers)
+    assert (found["live"], found["revision"], found["prompts"]) == (True, "r1", ["passage", "query"])
+    assert [(kind["device"], kind["parity"], kind["queues"], kind["count"]) for kind in found["workers"]] == [
+        ("cpu", 0.9995, ["cpu"], 3),
+        ("cuda:0", None, ["cpu", "gpu"], 1),
+    ]
+
+
+def test_model_without_workers_tells_the_revision_of_the_list_and_nothing_it_does_not_know() -> None:
+    found = schemas.model_record(Model("org/large", "large", revision="main"), [])
+    assert {name for name, value in found.items() if value is None} == {"dimensions", "max_tokens", "prompts"}
+    assert (found["live"], found["revision"], found["workers"]) == (False, "main", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("BAAI/bge", "BAAI"), ("/srv/models/bge", "local"), ("./bge", "local"), ("models/own/bge", "local"), ("bge", "local")],
+)
+def test_owner_is_the_organisation_on_the_hub(name: str, owner: str) -> None:
+    assert schemas.owner_of(name) == owner

@@ -19,6 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from core.config import DEFAULT_MODEL, Settings
 from core.errors import ModelUnavailable
+from core.models import Model as ServedModel
+from core.models import Models
 from worker.engines import Tokens
 from worker.engines.device import usable_cpus
 
@@ -64,24 +66,20 @@ class Model:
         """
         torch.set_num_threads(settings.torch_threads or usable_cpus())
         disable_progress_bar()  # type: ignore[no-untyped-call]
-        source, revision = settings.model_name, settings.model_revision
+        wanted = Models.of(settings).default
+        source, revision = wanted.name, wanted.revision
         offline = not Path(source).is_dir() and not hub_answers()
         try:
-            module = _open(source, revision, device, dtype, offline)
+            module = _open(source, revision, device, dtype, offline, wanted.trust_remote_code)
         except Exception as error:
             copy = _local_copy() if offline and source == DEFAULT_MODEL and revision is None else None
             if copy is None:
-                hint = (
-                    ". The hub cannot be reached and its cache here lacks the model; set MODEL_NAME to a local folder"
-                    if offline
-                    else ""
-                )
-                message = f"MODEL_NAME={source} cannot be loaded: {_first_line(error)}{hint}"
+                message = f"{wanted.source}={source} cannot be loaded: {_first_line(error)}{_hint(wanted, error, offline)}"
                 raise ModelUnavailable(message, param="MODEL_NAME") from error
             log.info("the hub cannot be reached, taking the copy of %s in the package %s", source, LOCAL_COPY)
             source = copy
-            module = _open(source, None, device, dtype, offline)
-        return cls(module.eval(), settings.model_name, _revision(source, revision))
+            module = _open(source, None, device, dtype, offline, wanted.trust_remote_code)
+        return cls(module.eval(), wanted.name, _revision(source, revision))
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         """Each text, with the named prompt in front, as tokens, cut to `max_tokens`."""
@@ -145,8 +143,26 @@ def hub_answers() -> bool:
     return True
 
 
-def _open(source: str, revision: str | None, device: str, dtype: torch.dtype, offline: bool) -> SentenceTransformer:
-    return SentenceTransformer(source, device=device, revision=revision, local_files_only=offline, model_kwargs={"dtype": dtype})
+def _open(
+    source: str, revision: str | None, device: str, dtype: torch.dtype, offline: bool, trust_remote_code: bool
+) -> SentenceTransformer:
+    return SentenceTransformer(
+        source,
+        device=device,
+        revision=revision,
+        local_files_only=offline,
+        trust_remote_code=trust_remote_code,
+        model_kwargs={"dtype": dtype},
+    )
+
+
+def _hint(wanted: ServedModel, error: Exception, offline: bool) -> str:
+    """What can be done about a model that does not load."""
+    if "trust_remote_code" in str(error):
+        return ". Its code is run only where its table in MODELS_FILE has trust_remote_code = true: look at it first"
+    if offline:
+        return f". The hub cannot be reached and its cache here lacks the model; set {wanted.source} to a local folder"
+    return ""
 
 
 def _local_copy() -> str | None:
