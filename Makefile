@@ -13,7 +13,7 @@ REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.tx
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run key doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
+.PHONY: help setup demo run key doctor test test-unit test-containers chaos fuzz audit bench bench-peers lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,10 @@ test-containers: $(READY) ## build the images with Docker, look at them, run a j
 KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+SECONDS ?= 600
+fuzz: $(READY) ## send what schemathesis makes up from the API's description, and compare the answers with it (SECONDS=600)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput

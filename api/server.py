@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,15 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         status, reason, code = _unreadable(exc)
+        request_id = uuid.uuid4().hex
         if status < 500:
-            self.log.warning("a request from %s was not read: %s", addr[0] if addr else "a local client", exc)
+            self.log.warning("request %s from %s was not read: %s", request_id, addr[0] if addr else "a local client", exc)
             body = error_body(f"the request cannot be read: {reason}", INVALID, None, code)
         else:
-            self.log.exception("a request failed outside of the application")
+            self.log.exception("request %s failed outside of the application", request_id)
             body = error_body("an error of the service itself", SERVER, None, code)
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+        head += f"x-request-id: {request_id}\r\nx-should-retry: false\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         try:

@@ -3,7 +3,9 @@
 from flask import Blueprint, Response, request
 
 from api.answers import json_answer
+from api.openapi import Answer, describes
 from api.queries import Query
+from api.records import QueueList
 from api.schemas import queue_record
 from api.services import services
 from core.routing import QUEUES, auto_shares
@@ -12,7 +14,9 @@ views = Blueprint("queues", __name__)
 
 
 @views.get("/v1/queues")
+@describes({200: Answer("All queues.", QueueList)})
 def list_queues() -> Response:
+    """What waits and runs, on which devices, and which share of the `auto` jobs goes where."""
     Query(request.args, ())
     found = services()
     states = found.ledger.queue_states(QUEUES)
