@@ -61,6 +61,13 @@ bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, col
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
 	$(BIN)/python -m bench.peers
 
+audit: $(READY) ## look for known vulnerabilities of what the locks name, at PyPI (not in CI: it changes without a commit)
+	@for name in $(LOCKED); do \
+	  echo "$$name.lock"; \
+	  $(BIN)/pip-audit --strict --disable-pip --progress-spinner off -r $$name.lock || { \
+	    echo "Vulnerabilities, or no answer: \"could not be audited\" means that PyPI's data is out of reach from here."; exit 1; }; \
+	done
+
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
