@@ -13,7 +13,7 @@ REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.tx
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run key doctor test test-unit test-containers chaos bench bench-peers lint types format lock clean
+.PHONY: help setup demo run key doctor test test-unit test-containers chaos fuzz audit bench bench-peers lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,10 @@ KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
+SECONDS ?= 600
+fuzz: $(READY) ## send what schemathesis makes up from the API's description, and compare the answers with it (SECONDS=600)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
 bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
@@ -56,6 +60,13 @@ bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, col
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
 	$(BIN)/python -m bench.peers
+
+audit: $(READY) ## look for known vulnerabilities of what the locks name, at PyPI (not in CI: it changes without a commit)
+	@for name in $(LOCKED); do \
+	  echo "$$name.lock"; \
+	  $(BIN)/pip-audit --strict --disable-pip --progress-spinner off -r $$name.lock || { \
+	    echo "Vulnerabilities, or no answer: \"could not be audited\" means that PyPI's data is out of reach from here."; exit 1; }; \
+	done
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Who may ask: API keys, and how much a tenant may ask in a minute.
 
-`/healthz` is open; every other path, known or not, is behind the keys when there are any.
+The views in `OPEN` are; every other path, known or not, is behind the keys when there are any.
 """
 
 import ipaddress
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 EVERYBODY = "default"
 """The tenant of all requests while there are no keys."""
 
-OPEN, SUBMITS = "health.healthz", "jobs.create"
+OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style"})
+"""The description is the same for all who ask, tells nothing of what the service holds, and a browser cannot send a key."""
+
+SUBMITS = "jobs.create"
 CHECK_SECONDS = 1.0
 
 
@@ -101,7 +104,7 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
 
     def admit() -> None:
         g.tenant, g.allowances = EVERYBODY, {}
-        if request.endpoint == OPEN:
+        if request.endpoint in OPEN:
             return
         with refusing(request):
             if keys is not None:

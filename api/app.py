@@ -9,7 +9,7 @@ from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import health, jobs, models, queues, results
+from api.views import docs, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
@@ -47,6 +47,6 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (health.views, queues.views, models.views, jobs.views, results.views):
+    for views in (jobs.views, results.views, queues.views, models.views, health.views, docs.views):
         app.register_blueprint(views)
     return app

@@ -78,9 +78,10 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
     return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-def kind_of(error: VectorApiError) -> Kind:
+def kind_of(error: VectorApiError | type[VectorApiError]) -> Kind:
     """The table's row for the error's class, or for the nearest class above it."""
-    return next(KINDS[found] for found in type(error).__mro__ if found in KINDS)
+    kind = error if isinstance(error, type) else type(error)
+    return next(KINDS[found] for found in kind.__mro__ if found in KINDS)
 
 
 def _answer_our_error(error: VectorApiError) -> Response:

@@ -1,14 +1,24 @@
 """Read a query string: known parameters only, each at most once, with errors that name the parameter and what is allowed."""
 
 from collections.abc import Collection
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
+from pydantic import Field
+from typing_extensions import TypedDict
 from werkzeug.datastructures import MultiDict
 
 from core.errors import InvalidRequest
 
 MOST_SECONDS_WAIT = 30
+MOST_WHOLE = 10**18 - 1
+
+Offset = Annotated[int, Field(ge=0, le=MOST_WHOLE)]
+
+
+class WaitQuery(TypedDict, total=False):
+    wait: Annotated[float, Field(ge=0, le=MOST_SECONDS_WAIT, description="Seconds to hold the answer until the job has ended.")]
+
 
 T = TypeVar("T", int, None)
 
@@ -101,7 +111,7 @@ def _object(name: str, raw: str) -> Any:
 def _whole(raw: str) -> int | None:
     """The number written in digits, or None. Stricter than `int`, which takes `1_0`, spaces and other scripts' digits."""
     digits = raw.removeprefix("-")
-    return int(raw) if digits.isascii() and digits.isdigit() and len(digits) <= 18 else None
+    return int(raw) if digits.isascii() and digits.isdigit() and len(digits) <= len(str(MOST_WHOLE)) else None
 
 
 def _wrong(name: str, allowed: str, raw: str) -> InvalidRequest:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -148,7 +148,7 @@ def write_job(job: Job, parts: Iterator[Part]) -> Iterator[bytes]:
     return _write_object(job_record(job), parts, as_floats)
 
 
-def _write_object(head: dict[str, Any], parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[bytes]:
+def _write_object(head: Mapping[str, Any], parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[bytes]:
     between = orjson.dumps(head)[:-1] + b',"data":['
     for items in _items(parts, embedding):
         yield between

@@ -5,13 +5,15 @@ Errors name the field by its path, its limit, and what was sent: its type, its l
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from pydantic_core import ErrorDetails
+from typing_extensions import TypedDict
 
+from api.openapi import limited
+from api.records import JobList, JobRecord, ModelRecord, QueueRecord, WorkerKind
 from core.config import Settings
 from core.errors import InvalidRequest
 from core.jobs import Job, JobOptions
@@ -33,24 +35,73 @@ WORD = re.compile(r"[\w.:/+-]{1,32}")
 class JobRequest(BaseModel):
     """The options of a new job: everything but its inputs."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     queue: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto` is gpu while a gpu worker lives, as far as `GPU_SHARE` allows, else cpu."""
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Must be the model that is served."""
     normalize: bool = True
+    """Scale vectors to length 1."""
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """Keep the first so many numbers of each vector."""
     prompt_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Put a prompt of the model's configuration in front of each text."""
     truncate: Literal["end", "error"] = "end"
+    """What happens to a text beyond the model's maximum: it is cut, or fails."""
     priority: Literal["bulk", "interactive"] = "bulk"
+    """`interactive` goes before bulk work, at every batch."""
     metadata: dict[str, Any] | None = None
-    ttl_seconds: Annotated[int, Field(ge=1)] | None = None
+    """An object of yours, shown with the job: up to 16384 bytes of JSON."""
+    ttl_seconds: Annotated[int, Field(ge=1, json_schema_extra=limited(maximum="max_ttl_seconds"))] | None = None
+    """How long the job is kept after it ended."""
 
     @property
     def job_options(self) -> JobOptions:
         return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate)
 
 
+JobId = Annotated[str, Field(description="The job's id.", examples=["job_c3e303a839e14cb78d54cbb9bcd2d3d1"])]
+
 OPTIONS = tuple(JobRequest.model_fields)
+
+Text = Annotated[str, Field(min_length=1, json_schema_extra=limited(maxLength="max_input_characters"))]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class TextWithId(TypedDict):
+    text: Text
+    id: NotRequired[Annotated[str, Field(max_length=MOST_ID_CHARACTERS)] | None]
+
+
+class JobBody(JobRequest):
+    # Only for the description: `read_inputs` reads the inputs, many times faster than pydantic.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"inputs": ["A cat sat on the mat."]},
+                {
+                    "inputs": [{"id": "b-17", "text": "Rain is forecast."}],
+                    "priority": "interactive",
+                    "metadata": {"source": "docs"},
+                },
+            ]
+        }
+    )
+
+    inputs: Annotated[list[Text | TextWithId], Field(min_length=1, json_schema_extra=limited(maxItems="max_inputs"))]
+
+
+Lines = Annotated[
+    list[Text | TextWithId],
+    Field(
+        min_length=1,
+        json_schema_extra=limited(maxItems="max_stream_inputs"),
+        description="One input a line.",
+        examples=[["one text", {"id": "2", "text": "another"}]],
+    ),
+]
+"""Likewise."""
 
 
 def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
@@ -247,19 +298,16 @@ def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRe
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = None) -> dict[str, Any]:
-    """A job as its client sees it. Times are Unix seconds; null is what is not known yet.
-
-    `waiting_for` says what is missing for a job that nobody works on.
-    """
-    record: dict[str, Any] = {
+def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = None) -> JobRecord:
+    """A job as its client sees it; `waiting_for` says what is missing for one that nobody works on."""
+    record: JobRecord = {
         "id": job.id,
         "object": "job",
-        "status": job.status.value,
-        "counts": asdict(job.counts),
+        "status": job.status,
+        "counts": job.counts,
         "progress": job.progress,
         "queue": base_of(job.queue),
-        "priority": job.lane.value,
+        "priority": job.lane,
         "model": job.model,
         "revision": job.revision,
         "device": job.device,
@@ -278,13 +326,14 @@ def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = 
         "started_at": job.started_at,
         "ended_at": job.ended_at,
         "expires_at": job.expires_at,
+        "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
     }
     if with_errors:
-        record |= {"waiting_for": waiting_for, "errors": [asdict(error) for error in job.errors]}
-    return record | {"links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"}}
+        record |= {"waiting_for": waiting_for, "errors": job.errors}
+    return record
 
 
-def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
+def job_list(jobs: list[Job], has_more: bool) -> JobList:
     """A page of jobs. Their errors are in each job's own record."""
     return {
         "object": "list",
@@ -295,8 +344,8 @@ def job_list(jobs: list[Job], has_more: bool) -> dict[str, Any]:
     }
 
 
-def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_share_reason: str) -> dict[str, Any]:
-    """One queue, counted in inputs. `auto_share` is the share of the model's new `auto` jobs that come to it.
+def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_share_reason: str) -> QueueRecord:
+    """One queue, counted in inputs.
 
     `backlog` and `oldest_seconds` are always numbers: autoscalers read them.
     """
@@ -313,15 +362,11 @@ def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_sha
         "backlog": sum(state.waiting.values()) + state.running,
         "suspects": state.suspects,
         "oldest_seconds": state.oldest_seconds or 0.0,
-        "workers": [worker_record(worker) for worker in state.workers],
+        "workers": state.workers,
     }
 
 
-def worker_record(worker: Worker) -> dict[str, Any]:
-    return asdict(worker)
-
-
-def model_record(model: Model, workers: Sequence[Worker]) -> dict[str, Any]:
+def model_record(model: Model, workers: Sequence[Worker]) -> ModelRecord:
     """A model in OpenAI's shape, and what its live workers say of it; null is what none of them has said.
 
     `created` is 0: no one knows when a model was made.
@@ -349,7 +394,7 @@ def owner_of(name: str) -> str:
     return owner if slash and rest and "/" not in rest and owner not in ("", ".", "..", "~") else "local"
 
 
-def _worker_kinds(workers: Sequence[Worker]) -> list[dict[str, Any]]:
+def _worker_kinds(workers: Sequence[Worker]) -> list[WorkerKind]:
     """Live workers that compute alike count as one kind; its parity is the worst of theirs."""
     kinds: dict[tuple[Any, ...], list[Worker]] = {}
     for worker in workers:

@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 import sys
+import time
+import uuid
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from core.errors import InvalidSetting
 from core.models import Models
 
 SHARED_MEMORY = "/dev/shm"
+
+HEAD_SECONDS = 10.0
+"""How long a client may take to send the head of a request, from its first byte on: it holds a thread, whoever it is."""
 
 
 def main() -> int:
@@ -122,21 +127,58 @@ def _end_waits_with(worker: Any) -> None:
     worker.wsgi.extensions["services"].ended.stopping = lambda: not worker.alive
 
 
+class SlowHead(http_errors.ParseException):  # type: ignore[misc]
+    """The head of a request did not come in time."""
+
+
+class HeadSocket(socket.socket):
+    """A client's connection with a time limit for the heads of requests, of which gunicorn has none.
+
+    gunicorn makes the connection blocking before it reads a head; the application sets a timeout of its own for what follows.
+    """
+
+    _deadline: float | None = None
+
+    def setblocking(self, flag: bool, /) -> None:
+        self._deadline = time.monotonic() + HEAD_SECONDS if flag else None
+        super().setblocking(flag)
+
+    def settimeout(self, value: float | None, /) -> None:
+        self._deadline = None
+        super().settimeout(value)
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        if self._deadline is None:
+            return super().recv(bufsize, flags)
+        super().settimeout(max(0.001, self._deadline - time.monotonic()))
+        try:
+            return super().recv(bufsize, flags)
+        except TimeoutError:
+            raise SlowHead from None
+
+
 class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
     """Answers a request that is no HTTP, or over the limits of its head, in the service's one error shape.
 
     Such a request never reaches the application; gunicorn would answer with a page of HTML.
     """
 
+    def enqueue_req(self, conn: Any) -> None:
+        if not isinstance(conn.sock, HeadSocket):
+            conn.sock = HeadSocket(fileno=conn.sock.detach())
+        super().enqueue_req(conn)
+
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         status, reason, code = _unreadable(exc)
+        request_id = uuid.uuid4().hex
         if status < 500:
-            self.log.warning("a request from %s was not read: %s", addr[0] if addr else "a local client", exc)
+            self.log.warning("request %s from %s was not read: %s", request_id, addr[0] if addr else "a local client", exc)
             body = error_body(f"the request cannot be read: {reason}", INVALID, None, code)
         else:
-            self.log.exception("a request failed outside of the application")
+            self.log.exception("request %s failed outside of the application", request_id)
             body = error_body("an error of the service itself", SERVER, None, code)
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+        head += f"x-request-id: {request_id}\r\n" + ("x-should-retry: false\r\n" if status != 408 else "")
         head += "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
@@ -148,10 +190,14 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
 def _unreadable(error: Exception) -> tuple[int, str, str]:
     """Status, reason and code of what gunicorn could not read. The reason shows nothing of the request."""
     match error:
+        case SlowHead():
+            return 408, f"it did not come within {HEAD_SECONDS:g} s", "request_timeout"
         case http_errors.LimitRequestLine():
             return 414, "its first line (path and query) is limited to 8190 bytes", "uri_too_long"
         case http_errors.LimitRequestHeaders():
             return 431, "it is limited to 64 header fields of 8190 bytes", "request_header_fields_too_large"
+        case http_errors.ExpectationFailed():
+            return 417, "its Expect field asks for what is not done here", "expectation_failed"
         case http_errors.UnsupportedTransferCoding():
             return 501, "its transfer coding is not supported", "not_implemented"
         case http_errors.ParseException():

@@ -1,17 +1,22 @@
 """Create, see, list and end jobs."""
 
-from typing import Any
+from typing import Annotated, Literal
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import UnsupportedMediaType
+from pydantic import Field
+from typing_extensions import TypedDict
+from werkzeug.exceptions import RequestTimeout, UnsupportedMediaType
 
 from api.answers import JSON, json_answer, streamed
 from api.bodies import Body, refusing
-from api.queries import Query
+from api.openapi import Answer, describes
+from api.queries import Query, WaitQuery
+from api.records import DeletedJob, JobList, JobRecord, JobWithVectors
 from api.results import read_parts, started, write_job
-from api.schemas import OPTIONS, job_list, job_record
+from api.schemas import OPTIONS, JobBody, JobId, JobRequest, Lines, job_list, job_record
 from api.services import services, tenant_of
-from api.submission import Accepted, Submission, read_idempotency_key
+from api.submission import PRINTABLE, Accepted, Submission, read_idempotency_key
+from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, ModelNotFound, RequestTooLarge, ResultStoreUnavailable
 from core.jobs import Job, JobStatus
 
 views = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
@@ -20,12 +25,50 @@ NDJSON = "application/x-ndjson"
 MOST_LISTED = 100
 
 
+Replayed = Annotated[Literal["true"] | None, Field(description="The request repeats an earlier one, whose job this is.")]
+CREATED = {"Location": str, "Idempotent-Replayed": Replayed}
+RETRY = {"Retry-After": Annotated[int | None, Field(description="Seconds after which to ask again; only while it lives.")]}
+
+
+class ListQuery(TypedDict, total=False):
+    status: JobStatus
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED)]
+    after: Annotated[str, Field(description="The `last_id` of the page before.")]
+
+
 @views.post("")
+@describes(
+    {
+        200: Answer("The job has ended within `wait`.", JobWithVectors, CREATED),
+        202: Answer("The whole job is in Redis.", JobRecord, CREATED | RETRY),
+    },
+    query=(WaitQuery, JobRequest),
+    headers={
+        "Idempotency-Key": Annotated[
+            str, Field(pattern=f"^{PRINTABLE.pattern}$", description="The same key and body again return the same job.")
+        ]
+    },
+    bodies={JSON: JobBody, NDJSON: Lines},
+    errors=(
+        ModelNotFound,
+        RequestTimeout,
+        IdempotencyConflict,
+        RequestTooLarge,
+        UnsupportedMediaType,
+        BacklogFull,
+        ResultStoreUnavailable,
+    ),
+)
 def create() -> Response:
+    """Submit a job.
+
+    As JSON, an object of the inputs and the options. As NDJSON, one input a line, read as a stream, with the options in the
+    query; a JSON request may have only `wait` there.
+    """
     with refusing(request):
         _require_known_type()
         from_stream = request.mimetype == NDJSON
-        query = Query(request.args, ("wait", *OPTIONS) if from_stream else ("wait",))
+        query = Query(request.args, (*WaitQuery.__annotations__, *OPTIONS) if from_stream else WaitQuery.__annotations__)
         wait_seconds = query.wait_seconds()
         submission = _submission(query, from_stream)
         accepted = submission.take_ndjson(query.options()) if from_stream else submission.take_json()
@@ -61,7 +104,7 @@ def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
     return json_answer(_record(job), 202, headers | {"Retry-After": "1"})
 
 
-def _record(job: Job) -> dict[str, Any]:
+def _record(job: Job) -> JobRecord:
     """The job's record. A live job whose queue has no live worker waits for one, however long that takes."""
     waits = not job.status.ended and job.queue not in services().workers.queues()
     return job_record(job, waiting_for=f"a worker of the queue {job.queue}" if waits else None)
@@ -74,8 +117,10 @@ def _answer_with_vectors(job: Job, headers: dict[str, str]) -> Response:
 
 
 @views.get("")
+@describes({200: Answer("A page of jobs.", JobList)}, query=(ListQuery,), errors=(JobNotFound,))
 def list_jobs() -> Response:
-    query = Query(request.args, ("status", "limit", "after"))
+    """List jobs, newest first."""
+    query = Query(request.args, ListQuery.__annotations__)
     status = query.one_of("status", [status.value for status in JobStatus])
     limit = query.whole("limit", 20, minimum=1, maximum=MOST_LISTED)
     found = services().ledger.jobs(
@@ -85,8 +130,10 @@ def list_jobs() -> Response:
 
 
 @views.get("/<job_id>")
-def show(job_id: str) -> Response:
-    wait_seconds = Query(request.args, ("wait",)).wait_seconds()
+@describes({200: Answer("The job's record.", JobRecord, RETRY)}, query=(WaitQuery,), errors=(JobNotFound,))
+def show(job_id: JobId) -> Response:
+    """See a job."""
+    wait_seconds = Query(request.args, WaitQuery.__annotations__).wait_seconds()
     tenant = tenant_of(request)
     job = services().ledger.get(job_id, tenant)
     if wait_seconds and not job.status.ended:
@@ -96,8 +143,12 @@ def show(job_id: str) -> Response:
 
 
 @views.delete("/<job_id>")
-def remove(job_id: str) -> Response:
-    """Cancel a live job, delete an ended one."""
+@describes({200: Answer("It is cancelled, or deleted.", JobRecord | DeletedJob)}, errors=(JobNotFound,))
+def remove(job_id: JobId) -> Response:
+    """Cancel a live job, delete an ended one.
+
+    Cancelling takes effect within one batch; what was finished before stays readable.
+    """
     Query(request.args, ())
     tenant = tenant_of(request)
     if services().ledger.remove(job_id, tenant) == "deleted":

@@ -1,11 +1,11 @@
 """What waits, what runs, and who works."""
 
-from typing import Any
-
 from flask import Blueprint, Response, request
 
 from api.answers import json_answer
+from api.openapi import Answer, describes
 from api.queries import Query
+from api.records import QueueList, QueueRecord
 from api.schemas import queue_record
 from api.services import services
 from core.ledger import QueueState
@@ -16,7 +16,9 @@ views = Blueprint("queues", __name__)
 
 
 @views.get("/v1/queues")
+@describes({200: Answer("All queues.", QueueList)})
 def list_queues() -> Response:
+    """What waits and runs, on which devices, and which share of the `auto` jobs goes where."""
     Query(request.args, ())
     found = services()
     states = found.ledger.queue_states(found.models.queues)
@@ -32,7 +34,7 @@ def list_queues() -> Response:
     return json_answer({"object": "list", "data": data, "totals": totals})
 
 
-def _records(model: Model, states: dict[str, QueueState], gpu_share: float) -> list[dict[str, Any]]:
+def _records(model: Model, states: dict[str, QueueState], gpu_share: float) -> list[QueueRecord]:
     """The queues of one model, and which share of its `auto` jobs goes to each."""
     live = [queue for queue in QUEUES if states[model.queue(queue)].workers]
     shares, reason = auto_shares(live_queues=live, gpu_share=gpu_share)

@@ -1,10 +1,16 @@
 """Read the vectors of a job."""
 
+from typing import Annotated, Literal
+
 from flask import Blueprint, Response, request
+from pydantic import Field
+from typing_extensions import TypedDict
 from werkzeug.exceptions import NotAcceptable
 
 from api.answers import streamed
-from api.queries import Query
+from api.openapi import Answer, describes
+from api.queries import MOST_WHOLE, Offset, Query
+from api.records import FailedItem, ResultPage, VectorItem
 from api.results import (
     MEDIA_TYPES,
     Page,
@@ -17,7 +23,10 @@ from api.results import (
     write_ndjson,
     write_npy,
 )
+from api.schemas import JobId
 from api.services import services, tenant_of
+from core.errors import JobNotFound, JobNotReady, ResultStoreUnavailable
+from core.jobs import JobStatus
 
 views = Blueprint("results", __name__)
 
@@ -29,10 +38,41 @@ ACCEPTED = {
 }
 
 
+class PageQuery(TypedDict, total=False):
+    offset: Offset
+    limit: Annotated[int, Field(ge=1, le=MOST_WHOLE)]
+    format: Annotated[Literal["json", "base64", "ndjson", "npy"], Field(description="Otherwise `Accept` decides.")]
+
+
+PAGE_HEADERS = {
+    "X-Vector-Count": int,
+    "X-Vector-Total": int,
+    "X-Vector-Ready": int,
+    "X-Job-Status": JobStatus,
+    "X-Next-Offset": int | None,
+    "Retry-After": int | None,
+}
+
+CONTENT = {
+    MEDIA_TYPES["json"]: ResultPage,
+    MEDIA_TYPES["ndjson"]: Annotated[list[VectorItem | FailedItem], Field(description="One item a line.")],
+    MEDIA_TYPES["npy"]: bytes,
+}
+
+
 @views.get("/v1/jobs/<job_id>/result")
-def show(job_id: str) -> Response:
-    """A page of the result, as far as it is ready. A running job can be read; `next_offset` says where to go on."""
-    query = Query(request.args, ("offset", "limit", "format"))
+@describes(
+    {200: Answer("The page, in the format that was asked for.", CONTENT, PAGE_HEADERS)},
+    query=(PageQuery,),
+    errors=(JobNotFound, NotAcceptable, JobNotReady, ResultStoreUnavailable),
+)
+def show(job_id: JobId) -> Response:
+    """Read the vectors, a page of them, as far as they are ready.
+
+    A running job can be read, too: `next_offset` says where to go on. `npy` is for `numpy.load`: float32, a row for each input,
+    NaN where it failed. In `base64` the numbers are little-endian float32.
+    """
+    query = Query(request.args, PageQuery.__annotations__)
     chosen = query.one_of("format", tuple(MEDIA_TYPES)) or _accepted_format()
     offset, limit = query.whole("offset", 0), query.whole("limit", None, minimum=1)
     page = find_page(services().ledger, job_id, tenant_of(request), offset=offset, limit=limit)

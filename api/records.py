@@ -1,0 +1,235 @@
+"""The shapes of answers: `api.schemas` makes them, `api.openapi` describes them by the docstrings here."""
+
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict  # pydantic cannot read typing's own before Python 3.12
+
+from core.jobs import Counts, InputError, JobStatus, Lane
+from core.ledger import Worker
+
+documented = with_config(ConfigDict(use_attribute_docstrings=True))
+
+
+class ErrorFields(TypedDict):
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+@documented
+class ErrorAnswer(TypedDict):
+    """The body of every answer that is not a success."""
+
+    error: ErrorFields
+    """What is wrong, in words and as a `code`; `param` names the field, query parameter, header or line at fault."""
+
+
+class JobLinks(TypedDict):
+    self: str
+    result: str
+
+
+@documented
+class JobRecord(TypedDict):
+    """A job as its client sees it. Times are Unix seconds; null is what is not known yet."""
+
+    id: str
+    object: Literal["job"]
+    status: JobStatus
+    counts: Counts
+    progress: float
+    """Share of the inputs that have ended, 0 to 1."""
+    queue: str
+    priority: Lane
+    model: str
+    revision: str | None
+    device: str | None
+    engine: str | None
+    dtype: str | None
+    parity: float | None
+    """Worst cosine against float32 torch that any worker of the job has measured at its start."""
+    dimensions: int | None
+    normalize: bool
+    prompt_name: str | None
+    truncate: str
+    tokens: int
+    truncated: int
+    """Inputs that were longer than the model's maximum, and were cut."""
+    metadata: dict[str, Any]
+    ttl_seconds: int
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    expires_at: float | None
+    """When the job and its result are removed."""
+    waiting_for: NotRequired[str | None]
+    """What is missing for a job that nobody works on. Not in lists of jobs."""
+    errors: NotRequired[tuple[InputError, ...]]
+    """Why inputs have no vector: the first of them. Not in lists of jobs."""
+    links: JobLinks
+
+
+class VectorItem(TypedDict):
+    """An input with its vector."""
+
+    index: int
+    id: str | None
+    embedding: list[float] | str
+    tokens: int
+    truncated: bool
+
+
+class ItemError(TypedDict):
+    code: str
+    message: str
+    retryable: bool
+
+
+class FailedItem(TypedDict):
+    """An input that has no vector."""
+
+    index: int
+    id: str | None
+    error: ItemError
+
+
+class JobWithVectors(JobRecord):
+    """A job that has ended, with the vectors of its inputs."""
+
+    data: list[VectorItem | FailedItem]
+
+
+@documented
+class ResultPage(TypedDict):
+    """A part of a job's result, in the order of the inputs."""
+
+    object: Literal["list"]
+    job: str
+    status: JobStatus
+    offset: int
+    count: int
+    total: int
+    next_offset: int | None
+    """Where to read on; null when there is nothing more, now or later."""
+    ready: int
+    """The first input from `offset` on that has not ended."""
+    complete: bool
+    data: list[VectorItem | FailedItem]
+
+
+class JobList(TypedDict):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[JobRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedJob(TypedDict):
+    id: str
+    object: Literal["job"]
+    deleted: Literal[True]
+
+
+@documented
+class QueueRecord(TypedDict):
+    """One queue, counted in inputs."""
+
+    name: str
+    """As a worker's `-Q` names it: `cpu`, or `cpu.large` of a further model."""
+    object: Literal["queue"]
+    queue: str
+    """As jobs name it: `cpu` or `gpu`."""
+    model: str
+    auto_share: float
+    """Share of the model's new `auto` jobs that come to this queue."""
+    auto_share_reason: str
+    stalled: bool
+    """Work waits, and no worker lives that could take it."""
+    waiting: dict[str, int]
+    """Inputs that wait, by priority."""
+    running: int
+    backlog: int
+    """What waits and what runs."""
+    suspects: int
+    """Shards that were in flight when a worker died, and are tried alone."""
+    oldest_seconds: float
+    workers: tuple[Worker, ...]
+
+
+@documented
+class QueueTotals(TypedDict):
+    waiting: int
+    max_waiting: int
+    running: int
+    workers: int
+    counters: dict[str, int]
+    """Totals since the ledger began."""
+
+
+class QueueList(TypedDict):
+    object: Literal["list"]
+    data: list[QueueRecord]
+    totals: QueueTotals
+
+
+@documented
+class WorkerKind(TypedDict):
+    """Live workers that compute alike."""
+
+    device: str
+    engine: str
+    dtype: str
+    revision: str
+    parity: float | None
+    """The worst of theirs."""
+    queues: list[str]
+    count: int
+
+
+@documented
+class ModelRecord(TypedDict):
+    """A model in OpenAI's shape, and what its live workers say of it; null is what none of them has said."""
+
+    id: str
+    object: Literal["model"]
+    created: Literal[0]
+    """No one knows when a model was made."""
+    owned_by: str
+    alias: str | None
+    default: bool
+    live: bool
+    """Whether a worker of it lives."""
+    revision: str | None
+    dimensions: int | None
+    max_tokens: int | None
+    prompts: list[str] | None
+    workers: list[WorkerKind]
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelRecord]
+
+
+class Index(TypedDict):
+    name: str
+    model: str
+    links: dict[str, str]
+
+
+class Alive(TypedDict):
+    status: Literal["ok"]
+
+
+@documented
+class Ready(TypedDict):
+    status: Literal["ready"]
+    redis: Literal["ok"]
+    queues: dict[str, list[str]]
+    """The names of each queue's workers."""
+    models: dict[str, Literal["live", "no worker"]]
