@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import msgpack
 
-from core.errors import VectorApiError
+from core.errors import UnreadableBlock
 from core.jobs import InputError
 from core.sharding import Input
 
@@ -58,10 +58,17 @@ def pack_inputs(inputs: Sequence[Input]) -> bytes:
 
 
 def unpack_inputs(block: bytes) -> tuple[Input, ...]:
-    """The inputs of a block, in order."""
+    """The inputs of a block, in order.
+
+    Raises:
+        UnreadableBlock: another version wrote it, or it is damaged.
+    """
     found = _unpack(block)
-    texts, ids = found["texts"], found["ids"]
-    return tuple(Input(text, ids[n] if ids else None) for n, text in enumerate(texts))
+    try:
+        texts, ids = found["texts"], found["ids"]
+        return tuple(Input(text, ids[n] if ids else None) for n, text in enumerate(texts))
+    except (KeyError, IndexError, TypeError) as error:
+        raise UnreadableBlock("a block in Redis is not a shard's inputs") from error
 
 
 def pack_result(result: ResultBlock) -> bytes:
@@ -114,7 +121,11 @@ def _pack(content: dict[str, Any]) -> bytes:
 
 
 def _unpack(block: bytes, *versions: int) -> dict[str, Any]:
-    found: dict[str, Any] = msgpack.unpackb(block)
-    if found["v"] not in (versions or (VERSION,)):
-        raise VectorApiError(f"a block of version {found['v']} lies in Redis, this program reads version {VERSION}")
+    try:
+        found: dict[str, Any] = msgpack.unpackb(block)
+        version = found["v"]
+    except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+        raise UnreadableBlock("a block in Redis is damaged, or not one of ours") from error
+    if version not in (versions or (VERSION,)):
+        raise UnreadableBlock(f"a block of version {version!r} lies in Redis, this program reads version {VERSION}")
     return found

@@ -236,7 +236,9 @@ class Settings:
     lease_seconds: float = _setting(15.0, _number(0.5))
     """How long a silent worker keeps its shards before others take them. Renewed at a third of it."""
     max_attempts: int = _setting(3, _whole(1))
-    """Times a text may be in flight when its worker dies before it fails."""
+    """Deaths of workers that had the text alone, after which it fails."""
+    hang_seconds: float = _setting(300.0, _number(1))
+    """How long one call of the model may take before its process is ended: well above the longest batch. Not for loading."""
     drain_seconds: float = _setting(10.0, _number(0.1))
     """How long one Celery task keeps claiming before it sends itself again."""
     batch_seconds: float = _setting(0.05, _number(0.001))

@@ -13,8 +13,10 @@
     │   ├── BacklogFull         too much waits already, of all or of this tenant
     │   └── RateLimited         the tenant has used up what it may in a minute
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
+    │   └── NewerLayout         it holds the ledger of a newer version, which this one must not touch
     ├── ResultStoreUnavailable  the place of RESULT_STORE fails (503)
     │   └── ResultStoreRefuses  it will fail again: no such folder or bucket, no permission; a worker stops at start
+    ├── UnreadableBlock         what lies in Redis was written by another version, or is damaged (500); a shard's inputs fail
     ├── ResultLost              the result store no longer has, or has damaged, what the ledger refers to (500)
     └── EngineError             what a worker's engine raises
         ├── ModelUnavailable    the model or the device cannot be had; the worker stops at start
@@ -91,6 +93,10 @@ class LedgerUnavailable(VectorApiError):
     code = "ledger_unavailable"
 
 
+class NewerLayout(LedgerUnavailable):
+    code = "newer_layout"
+
+
 class ResultStoreUnavailable(VectorApiError):
     code = "result_store_unavailable"
 
@@ -101,6 +107,10 @@ class ResultStoreUnavailable(VectorApiError):
 
 class ResultStoreRefuses(ResultStoreUnavailable):
     pass
+
+
+class UnreadableBlock(VectorApiError):
+    code = "unreadable_block"
 
 
 class ResultLost(VectorApiError):

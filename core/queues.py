@@ -15,6 +15,9 @@ EMBED_PENDING = "embed_pending"
 """The task that drains a queue; its only argument is the queue's name. A message may be lost or doubled without harm."""
 
 
+TASK_HANGS = 10
+"""Celery ends a task after so many times `HANG_SECONDS`, in case it hangs where the watchdog of engine calls does not look."""
+
 TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
@@ -33,7 +36,7 @@ def create_celery(settings: Settings) -> Celery:
         accept_content=["json"],
         task_acks_late=True,
         task_reject_on_worker_lost=True,  # safe: attempts are counted by the ledger
-        task_time_limit=300,
+        task_time_limit=int(settings.drain_seconds + TASK_HANGS * settings.hang_seconds),
         task_queues=[Queue(name, routing_key=name) for name in QUEUES],  # type: ignore[no-untyped-call]
         task_create_missing_queues=False,
         task_default_queue="cpu",

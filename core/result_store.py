@@ -145,7 +145,7 @@ class ResultStore:
 
 
 def new_key(job_id: str, span: object, attempt: int) -> str:
-    """The key of a new object, used by no other write ever: an attempt that was given back is counted again."""
+    """The key of a new object, used by no other write ever: a Redis that lost its last second may hand out an attempt again."""
     return f"{job_id}/{span}.{attempt}.{uuid.uuid4().hex[:12]}"
 
 

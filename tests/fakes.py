@@ -3,12 +3,13 @@
     celery -A tests.fakes worker -Q cpu
 
 is a real worker in every other respect. Texts may ask for trouble: a text that starts with `KILL` kills its process,
-`RAISE` raises, `HANG` never returns, `OOM:n` is out of memory in a batch of more than n texts. `FAKE_BATCH_SECONDS` is how long a
-batch takes, `FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that (`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of
-the clock's), `FAKE_DEVICE` the device the engine claims to have. With `FAKE_KILL_AFTER_STORE=file` the process that first writes
-to the result store dies before it can commit; it leaves that file.
+`RAISE` raises, `HANG` never returns, `FREEZE` neither and lets no other thread run, `OOM:n` is out of memory in a batch of more
+than n texts. `FAKE_BATCH_SECONDS` is how long a batch takes, `FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that
+(`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of the clock's), `FAKE_DEVICE` the device the engine claims to have. With
+`FAKE_KILL_AFTER_STORE=file` the process that first writes to the result store dies before it can commit; it leaves that file.
 """
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -101,6 +102,8 @@ class FakeEngine(Engine):
                 raise RuntimeError("the fake engine was asked to raise")
             if text.startswith("HANG"):
                 time.sleep(3600)
+            if text.startswith("FREEZE"):
+                ctypes.PyDLL(None).sleep(3600)  # unlike CDLL this keeps the interpreter's lock
             if text.startswith("OOM:") and len(texts) > int(text.split()[0].removeprefix("OOM:")):
                 raise OutOfMemory("the fake device is full")
         return np.stack([vector_of(text) for text in texts])

@@ -19,10 +19,11 @@ from core.config import Settings
 from core.errors import DeviceLost, OutOfMemory
 from core.jobs import Lane
 from core.ledger import Ledger
-from core.recovery import Step, next_step
+from core.recovery import Step, next_step, why_it_failed
 from worker.engines import Engine
 from worker.leases import Leases
 from worker.log import log
+from worker.watchdog import Calls
 from worker.work import Item, Vectors, Work
 
 CLAIM_SECONDS = 1.0
@@ -93,6 +94,7 @@ class Drain:
         self._started: deque[Started] = deque()
         self._finished = 0.0
         self._leases = Leases(ledger, worker, settings.lease_seconds)
+        self._calls = Calls()
         self._preparing = ThreadPoolExecutor(1, "prepare")
         self._committing = ThreadPoolExecutor(1, "commit")
         self._commits: list[Future[None]] = []
@@ -109,6 +111,7 @@ class Drain:
             "budget_tokens": self._budget.tokens,
             "out_of_memory": self._out_of_memory,
             "last_batch": self._last_batch,
+            "engine_call_seconds": round(self._calls.seconds(), 1),
         }
 
     def run(self, queue: str) -> None:
@@ -119,6 +122,7 @@ class Drain:
         finally:
             self._started.clear()
             self._leases.drop_all()
+            self._calls.alone(queue, None)
             self.busy = False
         if self.ledger.release(queue, self.worker):
             self._wake(queue)
@@ -160,10 +164,11 @@ class Drain:
             self._wake(queue)
         works = [Work(shard, self.engine.facts.dimensions) for shard in claim.shards]
         self._leases.hold(queue, works)
+        self._calls.alone(queue, claim.shards[0] if claim.alone else None)
         try:
             items = [item for work in works if self._take_up(queue, work) for item in self._tokenize(work)]
-        except BaseException:
-            self._leases.drop(works)
+        except BaseException as error:
+            self._leases.drop(works, error)
             raise
         return Prepared(works, items, claim.lane, claim.alone)
 
@@ -172,17 +177,21 @@ class Drain:
         return max(LEAST_CLAIM_BYTES, tokens * BYTES_PER_TOKEN)
 
     def _take_up(self, queue: str, work: Work) -> bool:
-        """Whether to embed the shard; one that killed workers before is divided or fails instead."""
+        """Whether to embed the shard; one that killed workers before is divided or fails instead, an unreadable one fails."""
         shard = work.shard
-        step = next_step(shard.attempt, shard.span.count, self.settings.max_attempts)
+        if shard.unreadable:
+            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, shard.unreadable)
+            work.fail_all("unreadable_input", f"the inputs cannot be read: {shard.unreadable}")
+            return False
+        step = next_step(shard.deaths, shard.span.count, self.settings.max_attempts)
         if step is Step.DIVIDE:
-            log.warning("job %s: shard %s died %d times, its inputs go one by one", shard.job_id, shard.span, shard.attempt - 1)
+            log.warning("job %s: a worker died with shard %s alone, its inputs go one by one", shard.job_id, shard.span)
             self.ledger.divide(queue, shard)
             work.lost = True
         elif step is Step.FAIL:
-            died = shard.attempt - 1
-            log.error("job %s: input %d fails, its worker died %d times", shard.job_id, shard.span.first, died)
-            work.fail_all("worker_died", f"the worker died {died} times while it embedded this input")
+            code, message = why_it_failed(shard.deaths, shard.hangs)
+            log.error("job %s: input %d fails: %s", shard.job_id, shard.span.first, message)
+            work.fail_all(code, message)
         return step is Step.RUN
 
     def _tokenize(self, work: Work) -> list[Item]:
@@ -197,7 +206,9 @@ class Drain:
             return []
         items = []
         texts = [item.text for item in work.shard.inputs]
-        for position, tokens in enumerate(self.engine.tokenize(texts, options.prompt_name)):
+        with self._calls.watch():
+            tokenized = self.engine.tokenize(texts, options.prompt_name)
+        for position, tokens in enumerate(tokenized):
             if tokens.truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
                 continue
@@ -220,12 +231,14 @@ class Drain:
                     self._preempt(queue)
                 self._start(queue, [item for item in batch if not item.work.lost])
             self._finish(0)
-        finally:
-            unfinished = [work for work in prepared.works if not work.on_its_way]
-            if self._stopping():
-                self._give_back(queue, unfinished)
-            else:
-                self._leases.drop(unfinished)
+        except BaseException as error:
+            self._leases.drop([work for work in prepared.works if not work.on_its_way], error)
+            raise
+        unfinished = [work for work in prepared.works if not work.on_its_way]
+        if self._stopping():
+            self._give_back(queue, unfinished)
+        else:
+            self._leases.drop(unfinished)
 
     def _preempt(self, queue: str) -> None:
         """Interactive work that came meanwhile goes first; one batch of bulk work follows before the next look."""
@@ -249,7 +262,8 @@ class Drain:
         if batch:
             begun = time.perf_counter()
             try:
-                vectors = self.engine.start([item.tokens for item in batch])
+                with self._calls.watch():
+                    vectors = self.engine.start([item.tokens for item in batch])
             except Exception as error:
                 self._failed(queue, batch, error)
             else:
@@ -261,7 +275,8 @@ class Drain:
         while len(self._started) > most:
             done = self._started.popleft()
             try:
-                vectors = done.vectors()
+                with self._calls.watch():
+                    vectors = done.vectors()
             except Exception as error:
                 self._failed(done.queue, done.items, error)
                 continue
@@ -346,8 +361,10 @@ class Drain:
                 revision=facts.revision,
                 parity=facts.parity,
             )
-        finally:
-            self._leases.drop(works)
+        except BaseException as error:
+            self._leases.drop(works, error)
+            raise
+        self._leases.drop(works)
 
     def _await_commits(self, most: int) -> None:
         """Returns when at most so many commits are on their way; raises what one of them raised."""
@@ -357,6 +374,10 @@ class Drain:
     def _give_back(self, queue: str, works: Iterable[Work]) -> None:
         """Release shards that were not embedded, so that others take them at once and no attempt is counted."""
         kept = [work for work in works if not work.lost]
+        try:
+            if kept:
+                self.ledger.release(queue, self.worker, [work.shard for work in kept])
+        except BaseException as error:
+            self._leases.drop(kept, error)
+            raise
         self._leases.drop(works)
-        if kept:
-            self.ledger.release(queue, self.worker, [work.shard for work in kept])

@@ -14,13 +14,17 @@ LOOK_SECONDS = 0.02
 
 
 class Leases:
-    """Renewed by a thread while the process lives. A shard that is cancelled or went to another worker is marked lost."""
+    """Renewed by a thread while the process lives. A shard that is cancelled or went to another worker is marked lost.
+
+    What the process gave up because Redis was out of reach is given back as soon as it is in reach: nothing is held against it.
+    """
 
     def __init__(self, ledger: Ledger, worker: str, seconds: float) -> None:
         self._ledger = ledger
         self._worker = worker
         self._seconds = seconds
         self._held: dict[Work, str] = {}
+        self._abandoned: dict[Work, str] = {}
         self._lock = threading.Lock()
         self._looked = 0.0
         threading.Thread(target=self._keep_renewing, name="leases", daemon=True).start()
@@ -30,10 +34,13 @@ class Leases:
             self._held |= dict.fromkeys(works, queue)
         self._looked = time.monotonic()  # what was just claimed is ours
 
-    def drop(self, works: Iterable[Work]) -> None:
+    def drop(self, works: Iterable[Work], error: BaseException | None = None) -> None:
+        """Renew these no more: nothing is left to do, or an error ended it. If that was Redis they are given back later."""
         with self._lock:
             for work in works:
-                self._held.pop(work, None)
+                queue = self._held.pop(work, None)
+                if queue is not None and isinstance(error, LedgerUnavailable):
+                    self._abandoned[work] = queue
 
     def drop_all(self) -> None:
         """Nothing is renewed that nobody works on."""
@@ -48,6 +55,8 @@ class Leases:
         interactive, kept = self._ledger.look(queue, [work.shard for work in works])
         _mark_lost(works, kept)
         self._looked = time.monotonic()
+        if not all(kept):
+            self._extend(queue)
         return interactive
 
     def _held_of(self, queue: str) -> list[Work]:
@@ -57,10 +66,18 @@ class Leases:
     def _renew(self) -> None:
         with self._lock:
             queues = set(self._held.values())
+            abandoned = dict(self._abandoned)
+        for work, queue in abandoned.items():
+            self._ledger.release(queue, "", [work.shard])  # in nobody's name: the worker may be at work again
+            self._abandoned.pop(work)
         for queue in queues:
-            works = self._held_of(queue)
-            shards = [work.shard for work in works]
-            _mark_lost(works, self._ledger.extend(queue, self._worker, shards, lease_seconds=self._seconds))
+            self._extend(queue)
+
+    def _extend(self, queue: str) -> None:
+        """Renew the leases. This also takes back deaths that are held against shards which this process lost and survived."""
+        works = self._held_of(queue)
+        shards = [work.shard for work in works]
+        _mark_lost(works, self._ledger.extend(queue, self._worker, shards, lease_seconds=self._seconds))
 
     def _keep_renewing(self) -> None:
         pause = threading.Event()

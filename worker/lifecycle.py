@@ -27,11 +27,11 @@ from celery.signals import (
 from celery.worker import state
 
 from core.config import Settings
-from core.errors import EngineError, LedgerUnavailable, ResultStoreRefuses, ResultStoreUnavailable
+from core.errors import EngineError, LedgerUnavailable, NewerLayout, ResultStoreRefuses, ResultStoreUnavailable
 from core.ledger import Ledger, Worker, connect
 from core.queues import send_embed_pending
 from core.result_store import ResultStore
-from worker import app, settings
+from worker import app, settings, watchdog
 from worker.engines import Engine
 from worker.log import log
 from worker.result_store import Collector, Outage, WorkerLedger
@@ -43,8 +43,10 @@ WORKER_RETRIES = 20
 STORE_TIMEOUT_SECONDS = 10.0
 STORE_RETRIES = 2
 
+ASK_TIMEOUT_SECONDS = 2.0
+
 CANNOT_START = 3
-"""Exit code of a worker that has no model, or nowhere to put results."""
+"""Exit code of a worker that has no model, or nowhere to put results, or whose Redis holds a newer layout of the ledger."""
 
 _shared = mmap.mmap(-1, 2)
 """Two bytes shared by the parent and its children: whether the worker was told to stop, and whether a child cannot start."""
@@ -85,6 +87,7 @@ class Process:
             stopping=self._should_stop,
             linger_seconds=settings.linger_seconds if len(queues) == 1 else 0,  # the other queues are not to wait meanwhile
         )
+        watchdog.start(settings.hang_seconds, ask_ledger)
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def drain(self, queue: str) -> None:
@@ -176,6 +179,11 @@ def open_ledger(timeout_seconds: float, retries: int) -> Ledger:
     return Ledger(connect(settings.redis_url, timeout_seconds=timeout_seconds, retries=retries), settings.redis_prefix)
 
 
+def ask_ledger() -> Ledger:
+    """A ledger that is not waited for."""
+    return open_ledger(ASK_TIMEOUT_SECONDS, 0)
+
+
 def node_name() -> str:
     """This worker's Celery name, such as `cpu@host`; its children's names in the ledger start with it."""
     return _node_name
@@ -203,15 +211,27 @@ def _load_or_exit() -> None:
 
     The pool would replace the child for ever, so the parent is told as well.
     """
+    watchdog.forget()
     try:
+        _require_known_layout()
         process()
         return
-    except (EngineError, ResultStoreRefuses) as error:
+    except (EngineError, ResultStoreRefuses, NewerLayout) as error:
         log.critical("cannot start: %s", error.message)
     except Exception:
         log.critical("cannot start", exc_info=True)
     _shared[_FAILED] = 1
     sys.exit(CANNOT_START)
+
+
+def _require_known_layout() -> None:
+    """Raises NewerLayout; whether Redis can be reached does not matter yet."""
+    try:
+        ask_ledger().ping()
+    except NewerLayout:
+        raise
+    except LedgerUnavailable as error:
+        log.warning("Redis cannot be reached yet: %s", error)
 
 
 @worker_process_init.connect
@@ -233,7 +253,7 @@ def _told_to_stop(**_: Any) -> None:
 @worker_shutdown.connect
 def _stopped(**_: Any) -> None:
     try:
-        ledger = open_ledger(2.0, 0)
+        ledger = ask_ledger()
         for worker in ledger.workers():
             if worker.name.split("/")[0] == _node_name:
                 ledger.retire(worker.name, worker.queues)
@@ -253,7 +273,7 @@ class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: Any = None
 
     def start(self, parent: Any) -> None:
-        ledger = open_ledger(2.0, 0)
+        ledger = ask_ledger()
         self._timer = parent.timer.call_repeatedly(settings.wake_seconds, self._look, (ledger,))
 
     def stop(self, parent: Any) -> None:
@@ -270,6 +290,9 @@ class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
             for queue in app.amqp.queues.consume_from:
                 if ledger.wants_wake(queue):
                     send_embed_pending(app, queue)
+        except NewerLayout as error:
+            log.critical("stopping: %s", error.message)
+            state.should_stop = CANNOT_START
         except Exception as error:  # Redis is away; the next round asks again
             log.debug("could not look for work: %s", error)
 
@@ -280,4 +303,23 @@ class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]
             pass
 
 
+class EndHungChild(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Ends a child whose engine hangs so that none of its own threads can."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, parent: Any, **_: Any) -> None:
+        self._timer: Any = None
+
+    def start(self, parent: Any) -> None:
+        self._timer = parent.timer.call_repeatedly(
+            settings.wake_seconds, watchdog.end_hung_child, (settings.hang_seconds, ask_ledger)
+        )
+
+    def stop(self, parent: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 app.steps["worker"].add(LookForWork)
+app.steps["worker"].add(EndHungChild)

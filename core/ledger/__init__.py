@@ -8,12 +8,13 @@ after the prefix of the settings (default `vector-api:`):
     inputs:<id>                      hash    shard -> input block; a field goes with its commit   10 min while staged
     pending:<id>                     list    shards nobody has claimed, in order                  10 min while staged
     staged:<id>                      string  bytes of the input blocks so far                     10 min, or until submitted
-    attempts:<id>                    hash    shard -> attempts; the fencing token                 end of the job
+    attempts:<id>                    hash    shard -> number of its last claim; the fence         end of the job
+    deaths:<id>                      hash    suspect -> how attempts ended, {"3": "died"}         end of the job
     vectors:<id>                     hash    shard -> result block, or a reference to it          with the job
     errors:<id>                      list    the first 100 failed inputs, JSON                    with the job
     line:<queue>:<lane>:<tenant>     list    jobs with pending shards, oldest first               when empty
     tenants:<queue>:<lane>           list    tenants with such jobs, whose turn it is first       when empty
-    suspects:<queue>                 list    <job>/<shard> in flight when a worker died           when empty
+    suspects:<queue>                 list    <job>/<shard> to be handed out alone                 when empty
     leases:<queue>                   zset    <job>/<shard> by the time the lease ends             when empty
     auto:<queue>                     zset    live jobs there that `move` may take elsewhere       when empty
     moving                           string  the worker that moves jobs just now                  1 s
@@ -30,12 +31,26 @@ after the prefix of the settings (default `vector-api:`):
     garbage                          zset    <job>/<round> whose objects go, by when              when empty
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
     counters                         hash    totals since the ledger began                        never
+    version                          string  the layout of the keys, 2                            never
     ended                            channel ids of jobs that have just ended
     bell:<queue>                     channel rings when work waits for the workers that listen
     celery:…                         Celery's own keys
 
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
+
+**The fence.** Every claim of a shard has a number of its own, one higher than the last, whatever became of that. Whoever commits,
+extends, releases or divides names it, and can do nothing unless it is the last one and its lease is there. So a worker that was
+stopped for an hour, or a call that is repeated after its answer was lost, changes nothing that others have begun.
+
+**Deaths** are another count. A shard that was in flight when a lease ran out is a suspect and has an entry in `deaths`. What is
+held against it there, and what is not, is told in `core.recovery`.
+
+**Versions.** `version` is written with the first job or worker. A process that finds a higher one than it knows refuses every
+call (`NewerLayout`): a newer version may have written what it would misread. An older one is worked off as it is:
+
+    1    (no `version`) `release` lowered the number in `attempts`, which was also what counted as deaths; there were no `deaths`
+    2    as above. Workers of layout 1 may work beside newer ones while these are brought in
 
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
 supported; one Redis with a replica (Sentinel) is.

@@ -1,22 +1,22 @@
 -- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
 -- ARGV: queue, worker, lease ms, most bytes of input blocks, lane ('interactive', 'bulk' or '' for what is due)
--- Returns {wake, alone, lane, job, shard, attempt, options, input block, job, shard, …}; all shards are of one lane
+-- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, options, input block, job, shard, …}; all of one lane
 local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
-local HEAD = 3
+local HEAD = 4
 local MOST_TAKEN = HEAD + 5 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
 -- 1. What workers held that died since.
 recover(queue)
 
-local taken = {0, 0, ''}
+local taken = {0, 0, '', ''}
 local function take(id, shard, record, block)
   local attempt = redis.call('HINCRBY', key('attempts', id), shard, 1)
   redis.call('ZADD', leases, now + lease, id .. '/' .. shard)
   add_waiting(queue, record[2], -count_of(shard))
   if record[1] == 'queued' then redis.call('HSET', key('job', id), 'status', 'running', 'started_at', now) end
-  taken[3] = record[2]
+  taken[4] = record[2]
   for _, value in ipairs({id, shard, attempt, record[3], block}) do table.insert(taken, value) end
 end
 
@@ -29,7 +29,8 @@ while #taken == HEAD and only == '' do
   local block = is_live(record[1]) and redis.call('HGET', key('inputs', id), shard)
   if block then
     take(id, shard, record, block)
-    taken[2] = 1
+    redis.call('HSETNX', key('deaths', id), shard, '{}') -- layout 1 had none
+    taken[2], taken[3] = 1, redis.call('HGET', key('deaths', id), shard)
   end
 end
 

@@ -19,6 +19,7 @@ for n = 7, #ARGV, 9 do
     end
     redis.call('HDEL', key('inputs', id), shard)
     redis.call('HDEL', key('attempts', id), shard)
+    redis.call('HDEL', key('deaths', id), shard)
     redis.call('HSET', job, 'device', device, 'engine', engine, 'dtype', dtype, 'revision', revision, 'dimensions', dimensions)
     local worst = redis.call('HGET', job, 'parity') -- of all workers that had a part in the job
     if parity ~= '' and not (worst and tonumber(worst) <= tonumber(parity)) then redis.call('HSET', job, 'parity', parity) end
@@ -28,6 +29,8 @@ for n = 7, #ARGV, 9 do
     redis.call('HINCRBY', key('counters'), 'tokens:' .. queue, tokens)
     for _, error in ipairs(cjson.decode(errors)) do note_error(id, error) end
     settle(id, count_of(shard) - failed, failed)
+  else
+    excuse(id, shard, attempt)
   end
   table.insert(stored, current and 1 or 0)
 end

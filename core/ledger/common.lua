@@ -6,6 +6,16 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000) -- milliseconds
 
 local function key(...) return prefix .. table.concat({...}, ':') end
 
+-- The layout of the keys. One that is newer than this code is not touched, an older one is worked off; `core/ledger/__init__.py`
+-- tells what has changed.
+local LAYOUT = 2
+local layout = tonumber(redis.call('GET', key('version')) or 1)
+if layout > LAYOUT then return redis.error_reply('-NEWERLAYOUT ' .. layout) end
+
+local function mark_layout()
+  if layout < LAYOUT then redis.call('SET', key('version'), LAYOUT) end
+end
+
 local function count_of(shard) return tonumber(string.match(shard, '%+(%d+)$')) end
 
 -- "<job>/<shard>" to job, shard; "<job>/<tenant>" to job, tenant
@@ -13,7 +23,8 @@ local function split(member) return string.match(member, '^([^/]+)/(.*)$') end
 
 local function is_live(status) return status == 'queued' or status == 'running' end
 
--- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another. Then returns also the
+-- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another. An attempt's number
+-- is the fence: it grows with every claim and comes only once, whatever became of those before. Then returns also the
 -- job's tenant, and its bytes, which a job of an older version does not have: it is not counted.
 local function is_held(queue, id, shard, attempt)
   if redis.call('HGET', key('attempts', id), shard) ~= attempt
@@ -109,24 +120,53 @@ local function leave_line(id, queue, lane, tenant)
   if redis.call('EXISTS', line) == 0 then redis.call('LREM', key('tenants', queue, lane), 1, tenant) end
 end
 
--- Leases that ran out: their worker died or hangs. Every shard it held is a suspect and is handed out alone, in the queue where
--- its job waits now.
+-- A shard was in flight when its worker died, or so it seems. From now on it is a suspect and is handed out alone, in the queue
+-- where its job waits now. One that was a suspect already was alone, so this death is held against it.
+-- `deaths` has for each suspect how its attempts ended: {"3": "died", "5": "hung", "6": "excused"}
+local function suspect(id, shard, fate)
+  local lane, queue = unpack(redis.call('HMGET', key('job', id), 'lane', 'queue'))
+  local found = redis.call('HGET', key('deaths', id), shard)
+  local fates = '{}'
+  if found then
+    local ended = cjson.decode(found)
+    ended[redis.call('HGET', key('attempts', id), shard) or ''] = fate
+    fates = cjson.encode(ended)
+  end
+  redis.call('HSET', key('deaths', id), shard, fates)
+  redis.call('HINCRBY', key('counters'), 'recovered', 1)
+  redis.call('RPUSH', key('suspects', queue), id .. '/' .. shard)
+  add_waiting(queue, lane, count_of(shard))
+end
+
+-- A process that still knows of an attempt whose lease ran out has not died of it: it or Redis stood still, or they could not
+-- reach each other. Not for ever, so that a text which keeps every process busy for longer than its lease comes to an end.
+local MOST_EXCUSED = 10
+local function excuse(id, shard, attempt)
+  local found = redis.call('HGET', key('deaths', id), shard)
+  if not found then return end
+  local fates, excused = cjson.decode(found), 0
+  for _, fate in pairs(fates) do excused = excused + (fate == 'excused' and 1 or 0) end
+  if fates[attempt] == 'died' and excused < MOST_EXCUSED then
+    fates[attempt] = 'excused'
+    redis.pcall('HSET', key('deaths', id), shard, cjson.encode(fates)) -- a full server may refuse: then the death stands
+  end
+end
+
+-- Leases that ran out: nobody has renewed them.
 local function recover(queue)
   local leases = key('leases', queue)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
     redis.call('ZREM', leases, member)
     local id, shard = split(member)
-    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue')
-    if is_live(record[1]) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
-      redis.call('HINCRBY', key('counters'), 'recovered', 1)
-      redis.call('RPUSH', key('suspects', record[3]), member)
-      add_waiting(record[3], record[2], count_of(shard))
+    if is_live(redis.call('HGET', key('job', id), 'status')) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
+      suspect(id, shard, 'died')
     end
   end
 end
 
 local function job_keys(id)
-  return key('job', id), key('inputs', id), key('pending', id), key('attempts', id), key('vectors', id), key('errors', id)
+  return key('job', id), key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id), key('vectors', id),
+    key('errors', id)
 end
 
 -- Remove an ended job and every trace of it. Its objects in the result store are for a worker to remove: at once, and again when
@@ -161,7 +201,7 @@ local function finish(id, status)
     count('jobs:' .. found[1], -1)
     shrunk[id] = nil
   end
-  redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id))
+  redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id))
   for _, name in ipairs({job, key('vectors', id), key('errors', id)}) do redis.call('PEXPIREAT', name, expires) end
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
   if found[5] then redis.call('ZREM', key('auto', found[4]), id) end

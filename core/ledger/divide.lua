@@ -1,4 +1,4 @@
--- Replace a suspect shard that its worker holds by smaller ones, which are handed out alone, with the attempts so far.
+-- Replace a suspect shard that its worker holds by smaller ones, which are handed out alone. Deaths are held against none of them.
 -- ARGV: queue, job, shard, attempt, then per part: shard, input block
 -- Returns 1, or 0 when the worker no longer holds the shard
 local queue, id, shard, attempt = unpack(ARGV, 1, 4)
@@ -9,11 +9,13 @@ if not is_live(record[1]) then return 0 end
 local lost = redis.call('HSTRLEN', key('inputs', id), shard)
 redis.call('HDEL', key('inputs', id), shard)
 redis.call('HDEL', key('attempts', id), shard)
+redis.call('HDEL', key('deaths', id), shard)
 local waiting = 0
 for n = 5, #ARGV, 2 do
   local part, block = ARGV[n], ARGV[n + 1]
   redis.call('HSET', key('inputs', id), part, block)
-  redis.call('HSET', key('attempts', id), part, attempt - 1) -- the attempt that only divided is not counted
+  redis.call('HSET', key('attempts', id), part, attempt)
+  redis.call('HSET', key('deaths', id), part, '{}')
   redis.call('RPUSH', key('suspects', record[3]), id .. '/' .. part)
   waiting = waiting + count_of(part)
   lost = lost - #block

@@ -7,7 +7,11 @@ prune(draining) -- first: leases must not lapse because the server is full
 for n = 4, #ARGV, 3 do
   local id, shard, attempt = unpack(ARGV, n, n + 2)
   local mine = is_held(queue, id, shard, attempt)
-  if mine then redis.call('ZADD', leases, now + lease, id .. '/' .. shard) end
+  if mine then
+    redis.call('ZADD', leases, now + lease, id .. '/' .. shard)
+  else
+    excuse(id, shard, attempt)
+  end
   table.insert(held, mine and 1 or 0)
 end
 redis.call('ZADD', draining, 'XX', now + lease, worker) -- XX: the lease thread may come after the drain has ended

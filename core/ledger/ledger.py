@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,17 +15,30 @@ import redis
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from core.blocks import Reference, ResultBlock, pack_inputs, pack_result, unpack_inputs, unpack_stored
-from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, LedgerUnavailable, RateLimited, RequestTooLarge, ResultLost
+from core.errors import (
+    BacklogFull,
+    IdempotencyConflict,
+    JobNotFound,
+    LedgerUnavailable,
+    NewerLayout,
+    RateLimited,
+    RequestTooLarge,
+    ResultLost,
+    UnreadableBlock,
+)
 from core.jobs import InputError, Job, JobOptions, JobStatus, Lane
 from core.ledger.bell import Bell
 from core.routing import FALLBACK, HOME
 from core.sentinel import SentinelUrl
 from core.sharding import Input, Shard, Span
+
+LAYOUT = 2
+"""Of the keys, as in common.lua."""
 
 STAGED_SECONDS = 600
 """How long shards of a job that is still being sent outlive their sender."""
@@ -104,13 +118,19 @@ class Allowance:
 
 @dataclass(frozen=True)
 class ClaimedShard:
-    """A shard under this worker's lease. `attempt` fences the commit."""
+    """A shard under this worker's lease. `attempt` is the fence: no other claim of the shard ever has it."""
 
     job_id: str
     span: Span
     attempt: int
     options: JobOptions
     inputs: tuple[Input, ...]
+    deaths: int = 0
+    """Workers that ended while they held it alone."""
+    hangs: int = 0
+    """How many of these because their engine did not come back."""
+    unreadable: str = ""
+    """Why there are no inputs, or nothing: they are there."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +224,10 @@ def _translated(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
+        except ResponseError as error:
+            if newer := re.search(r"NEWERLAYOUT (\d+)", str(error)):
+                raise _newer_layout(newer[1]) from None
+            raise LedgerUnavailable(f"Redis: {type(error).__name__}: {error}") from error
         except RedisError as error:
             raise LedgerUnavailable(f"Redis: {type(error).__name__}: {error}") from error
 
@@ -246,8 +270,8 @@ class Ledger:
 
     @_translated
     def ping(self) -> None:
-        """Returns when Redis answers."""
-        self._redis.ping()
+        """Returns when Redis answers and holds no newer layout."""
+        _require_known(self._redis.get(self._key("version")))
 
     @_translated
     def stage(self, job_id: str, shards: Iterable[Shard]) -> int:
@@ -363,9 +387,11 @@ class Ledger:
             JobNotFound: no such job, another tenant's, or expired.
         """
         with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(self._key("version"))
             pipe.hgetall(self._key("job", job_id))
             pipe.lrange(self._key("errors", job_id), 0, SHOWN_ERRORS - 1)
-            found, errors = pipe.execute()
+            layout, found, errors = pipe.execute()
+        _require_known(layout)
         record = _record(found)
         if record.get("tenant") != tenant:
             raise job_not_found(job_id)
@@ -462,8 +488,12 @@ class Ledger:
     @_translated
     def workers(self) -> list[Worker]:
         """The live workers, by name."""
-        names = sorted(_text(name) for name in self._redis.zrange(self._key("workers"), 0, -1))
         with self._redis.pipeline(transaction=False) as pipe:
+            pipe.get(self._key("version"))
+            pipe.zrange(self._key("workers"), 0, -1)
+            layout, found = pipe.execute()
+            _require_known(layout)
+            names = sorted(_text(name) for name in found)
             for name in names:
                 pipe.hget(self._key("worker", name), "report")
             reports = pipe.execute()
@@ -524,9 +554,11 @@ class Ledger:
         With `lane` the worker may hold other shards. Who has claimed counts as at work until `release`.
         """
         only = lane.value if lane else ""
-        wake, alone, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
+        wake, alone, deaths, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
+        fates = list(json.loads(deaths).values()) if alone else []
+        hangs = fates.count("hung")
         shards = tuple(
-            ClaimedShard(_text(job), Span.parse(_text(span)), int(attempt), JobOptions.from_json(options), unpack_inputs(block))
+            _claimed(_text(job), Span.parse(_text(span)), int(attempt), options, block, fates.count("died") + hangs, hangs)
             for job, span, attempt, options, block in zip(*[iter(rest)] * 5, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
@@ -591,7 +623,7 @@ class Ledger:
 
     @_translated
     def release(self, queue: str, worker: str, shards: Sequence[ClaimedShard] = ()) -> bool:
-        """Give shards back without counting the attempt, and stop counting as at work. Returns whether to send a message."""
+        """Give shards back, holding nothing against them, and stop counting as at work. Returns whether to send a message."""
         return bool(self._run("release", queue, worker, *[part for shard in shards for part in _name(shard)]))
 
     @_translated
@@ -601,6 +633,11 @@ class Ledger:
         for n, item in enumerate(shard.inputs):
             parts += [str(Span(shard.span.first + n, 1)), pack_inputs([item])]
         return bool(self._run("divide", queue, *_name(shard), *parts))
+
+    @_translated
+    def hung(self, queue: str, job_id: str, span: str, attempt: int) -> bool:
+        """Say that the engine does not come back from a shard that was handed out alone. Returns whether this was news."""
+        return bool(self._run("hung", queue, job_id, span, attempt))
 
     @_translated
     def report(self, worker: Worker, *, lifetime_seconds: float) -> None:
@@ -643,6 +680,27 @@ def require_same_body(before: str, now: str) -> None:
 def job_not_found(job_id: str, param: str = "id") -> JobNotFound:
     shown = job_id if len(job_id) <= 64 else job_id[:64] + "…"
     return JobNotFound(f"no job {shown!r}; it never existed, was deleted, or its lifetime is over", param=param)
+
+
+def _newer_layout(found: str) -> NewerLayout:
+    return NewerLayout(
+        f"Redis holds the ledger of a newer vector-api (layout {found}, this one knows {LAYOUT}); update this process too"
+    )
+
+
+def _require_known(version: bytes | str | None) -> None:
+    if version is not None and int(version) > LAYOUT:
+        raise _newer_layout(_text(version))
+
+
+def _claimed(job_id: str, span: Span, attempt: int, options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
+    try:
+        return ClaimedShard(job_id, span, attempt, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
+    except UnreadableBlock as error:
+        reason = error.message
+    except (ValueError, TypeError):
+        reason = "the job's options were written by another version"
+    return ClaimedShard(job_id, span, attempt, JobOptions(), (), unreadable=reason)
 
 
 def _worker(report: bytes) -> Worker:

@@ -1,4 +1,4 @@
--- Give shards back unharmed (a worker that stops in good order): the attempt is not counted, the shards go first.
+-- Give shards back unharmed (a worker that stops in good order): nothing is held against them, and they go first.
 -- ARGV: queue, worker, then per shard: job, shard, attempt
 local queue, worker = ARGV[1], ARGV[2]
 for n = #ARGV - 2, 3, -3 do -- backwards: each goes to the front
@@ -7,12 +7,14 @@ for n = #ARGV - 2, 3, -3 do -- backwards: each goes to the front
   local waits = record[4] -- the job may have been moved meanwhile
   if is_live(record[1]) and redis.call('HGET', key('attempts', id), shard) == attempt
     and redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 1 then
-    if redis.call('HINCRBY', key('attempts', id), shard, -1) > 0 then
+    if redis.call('HEXISTS', key('deaths', id), shard) == 1 then
       redis.call('LPUSH', key('suspects', waits), id .. '/' .. shard)
     elseif redis.call('LPUSH', key('pending', id), shard) == 1 then
       line_up(id, waits, record[2], record[3], true)
     end
     add_waiting(waits, record[2], count_of(shard))
+  else
+    excuse(id, shard, attempt)
   end
 end
 redis.call('ZREM', key('draining', queue), worker)

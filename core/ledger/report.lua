@@ -7,5 +7,6 @@ local function note(workers)
 end
 note(key('workers'))
 for n = 4, #ARGV do note(key('workers', ARGV[n])) end
+mark_layout()
 redis.call('HSET', key('worker', worker), 'report', report)
 redis.call('PEXPIRE', key('worker', worker), lifetime)

@@ -31,6 +31,7 @@ if staged ~= tonumber(shards) or redis.call('HLEN', key('inputs', id)) ~= staged
   return {'lost', staged}
 end
 
+mark_layout()
 redis.call('HSET', job, 'status', 'queued', 'created_at', now, 'tenant', tenant, 'queue', queue, 'lane', lane,
   'total', inputs, 'bytes', bytes, unpack(ARGV, FIELDS, SHARDS - 1))
 count('bytes', bytes)

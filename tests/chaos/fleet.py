@@ -19,9 +19,8 @@ SETTINGS = {
     "DRAIN_SECONDS": "3",
     "FAKE_BATCH_SECONDS": "0.005",
     "SHARD_INPUTS": "64",
-    "MAX_ATTEMPTS": "5",
 }
-"""Short times, so that a run of minutes sees much. Random kills hit innocent texts as well: they get more attempts."""
+"""Short times, so that a run of minutes sees much."""
 
 WORKERS = 2
 FREEZE_SECONDS = 3.0

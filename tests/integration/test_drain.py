@@ -9,11 +9,12 @@ import pytest
 
 from core.budget import GROW_AFTER
 from core.config import Settings
-from core.errors import DeviceLost, OutOfMemory
+from core.errors import DeviceLost, LedgerUnavailable, OutOfMemory
 from core.jobs import JobStatus, Lane
 from core.ledger import Ledger
 from tests.fakes import MAX_TOKENS, FakeEngine
 from tests.integration.test_worker import assert_every_vector, submit
+from tests.processes import wait_for
 from worker.drain import Drain
 from worker.engines import Tokens
 
@@ -53,9 +54,9 @@ class Device(FakeEngine):
         self.freed += 1
 
 
-def drain(engine: FakeEngine, ledger: Ledger, *, stopping: Callable[[], bool] = lambda: False) -> Drain:
+def drain(engine: FakeEngine, ledger: Ledger, *, stopping: Callable[[], bool] = lambda: False, **environ: str) -> Drain:
     """Work until nothing is left."""
-    settings = Settings.from_env({"BATCH_SECONDS": "1000", "DRAIN_SECONDS": "100"})
+    settings = Settings.from_env({"BATCH_SECONDS": "1000", "DRAIN_SECONDS": "100"} | environ)
     found = Drain(engine, ledger, settings, "one@test", wake=lambda queue: None, stopping=stopping, linger_seconds=0)
     found.run("cpu")
     return found
@@ -157,6 +158,51 @@ def test_worker_told_to_stop_finishes_what_it_started_and_gives_the_rest_back(le
     assert (state.running, state.suspects, state.waiting["bulk"]) == (0, 0, len(TEXTS) - done)
     drain(Device(ahead=ahead), ledger)
     assert_every_vector(ledger, "job", TEXTS)
+
+
+def leases_run_out(ledger: Ledger) -> None:
+    client, leases = ledger._redis, ledger._key("leases", "cpu")
+    client.zadd(leases, dict.fromkeys(client.zrange(leases, 0, -1), 1))
+
+
+def test_shards_are_given_back_when_redis_can_be_reached_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **facts: object) -> list[bool]:
+        raise LedgerUnavailable("Redis is away")
+
+    submit(ledger, TEXTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "commit", refuse)
+        with pytest.raises(LedgerUnavailable):
+            drain(Device(), ledger, LEASE_SECONDS="0.5")
+    waiting = {"interactive": 0, "bulk": len(TEXTS)}
+    wait_for(lambda: ledger.queue_states(["cpu"])[0].waiting == waiting, seconds=10, what="the shards' return")
+    assert ledger.queue_states(["cpu"])[0].suspects == 0
+    drain(Device(), ledger)
+    assert_every_vector(ledger, "job", TEXTS)
+
+
+@pytest.mark.parametrize("batches", [1, 2], ids=["told by the commit", "told between batches"])
+def test_worker_that_lost_a_suspect_but_lives_takes_the_death_back(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    monkeypatch.setattr("worker.leases.LOOK_SECONDS", 0)
+
+    class Stopped(Device):
+        """Stands still in its first batch, for longer than its lease."""
+
+        def _take(self, step: str, number: int, batch: Sequence[Tokens]) -> None:
+            super()._take(step, number, batch)
+            if (step, number) == ("start", 0):
+                leases_run_out(ledger)
+                ledger.claim("cpu", "other@test", lease_seconds=60, max_bytes=1)
+
+    submit(ledger, ["word " * 200] * batches)
+    ledger.claim("cpu", "dead@test", lease_seconds=60, max_bytes=1)
+    leases_run_out(ledger)
+    drain(Stopped(ahead=0), ledger)
+    leases_run_out(ledger)
+    (shard,) = ledger.claim("cpu", "next@test", lease_seconds=60, max_bytes=1).shards
+    assert (shard.attempt, shard.deaths) == (4, 1), "the death of other@test alone"
 
 
 def test_process_ends_with_its_device_and_blames_no_text(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,8 @@ class Scenario:
         return PREFIX + ":".join(parts)
 
     def all_keys(self) -> set[str]:
-        return {name.decode() for name in self.redis.scan_iter(count=10_000)}
+        """But for the layout's version, which is there from the first job or worker on."""
+        return {name.decode() for name in self.redis.scan_iter(count=10_000)} - {self.key("version")}
 
     def snapshot(self) -> dict[bytes, bytes]:
         """Every key with its value."""
@@ -298,10 +299,13 @@ class Keys:
         assert position == int(record["total"])
         assert sorted([*self.of("pending", job_id), *held]) == sorted(inputs), "a shard is in no place, or in two"
         assert set(self.of("attempts", job_id)) <= set(inputs)
+        deaths = self.of("deaths", job_id)
+        assert set(deaths) <= set(inputs)
+        assert not set(deaths) & set(self.of("pending", job_id)), "a suspect waits among others"
         ended = int(record.get("done", 0)) + int(record.get("failed", 0))
         assert ended == sum(Span.parse(name).count for name in vectors)
         assert ended < position, "all inputs ended, the job did not"
-        for kind in ("job", "inputs", "pending", "attempts", "vectors", "errors"):
+        for kind in ("job", "inputs", "pending", "attempts", "deaths", "vectors", "errors"):
             assert self.lifetimes.get(f"{PREFIX}{kind}:{job_id}", -1) == -1, f"{kind} of a live job would expire"
 
     def _assert_ended(self, job_id: str, record: dict[str, str]) -> None:
@@ -312,7 +316,7 @@ class Keys:
         else:
             assert done + failed == total
             assert (record["status"] == JobStatus.FAILED) == (done == 0)
-        for kind in ("inputs", "pending", "attempts"):
+        for kind in ("inputs", "pending", "attempts", "deaths"):
             assert f"{PREFIX}{kind}:{job_id}" not in self.values, f"an ended job has {kind}"
         for kind in ("job", "vectors", "errors"):
             assert self.lifetimes.get(f"{PREFIX}{kind}:{job_id}", 1) > 0, f"{kind} of an ended job would stay for ever"

@@ -32,6 +32,7 @@ QUICK = settings(
 WORKERS = ("w1", "w2", "w3")
 TENANTS = ("alice", "bob")
 MAX_ATTEMPTS = 3
+MOST_EXCUSED = 10
 
 queues, workers, picks = st.sampled_from(QUEUES), st.sampled_from(WORKERS), st.integers(0, 99)
 
@@ -66,6 +67,9 @@ class AnyOrder(RuleBasedStateMachine):
         """What workers believe to hold; one that was stopped for a while is wrong."""
         self.holders: dict[Name, tuple[str, int]] = {}
         """Who holds a shard in truth, and at which attempt."""
+        self.attempts: dict[Name, int] = {}
+        self.fates: dict[Name, dict[int, str]] = {}
+        """How the attempts at each suspect ended."""
         self.expired: dict[str, set[Name]] = {queue: set() for queue in QUEUES}
         self.busy: dict[str, set[str]] = {queue: set() for queue in QUEUES}
         self.bell = self.client.pubsub()
@@ -115,8 +119,8 @@ class AnyOrder(RuleBasedStateMachine):
         job_id = chosen(list(self.tenants), pick)
         ended = job_id in self.ended
         assert self.at.ledger.remove(job_id, self.tenants[job_id]) == ("deleted" if ended else "cancelled")
-        for name in [name for name in self.holders if name[0] == job_id]:
-            self.let_go(name)
+        for name in [name for name in {*self.holders, *self.fates} if name[0] == job_id]:
+            self.end(name)
         if ended:
             self.forget(job_id)
 
@@ -153,13 +157,16 @@ class AnyOrder(RuleBasedStateMachine):
 
     def hand_out(self, worker: str, queue: str, max_bytes: int, *, lane: Lane | None = None) -> Claim:
         claim = self.at.claim(worker, queue, max_bytes=max_bytes, lane=lane)
-        for name in set(self.expired[queue]):
-            self.let_go(name)
+        self.lapse(queue)
         for shard in claim.shards:
             name = name_of(shard)
             assert name not in self.holders, "a shard was handed out twice"
-            assert claim.alone or shard.attempt == 1
+            assert shard.attempt > self.attempts.get(name, 0), "a fence came twice"
+            assert claim.alone == (name in self.fates), "a suspect is in company, or another alone"
+            fates = list(self.fates.get(name, {}).values())
+            assert (shard.deaths, shard.hangs) == (fates.count("died") + fates.count("hung"), fates.count("hung"))
             self.holders[name] = (worker, shard.attempt)
+            self.attempts[name] = shard.attempt
             self.beliefs.append((worker, queue, shard))
         assert not claim.alone or (len(claim.shards) == 1 and lane is None)
         if claim.shards:
@@ -177,8 +184,10 @@ class AnyOrder(RuleBasedStateMachine):
             assert self.at.commit(*shards, queue=queue) == [False] * len(shards)
         for shard, mine in zip(shards, stored, strict=True):
             if mine:
-                self.let_go(name_of(shard))
+                self.end(name_of(shard))
                 self.committed[shard.job_id] += shard.span.count
+            else:
+                self.excuse(shard)
 
     @precondition(lambda self: self.beliefs)
     @rule(pick=picks)
@@ -190,6 +199,8 @@ class AnyOrder(RuleBasedStateMachine):
         for shard, mine in zip(shards, held, strict=True):
             if mine:
                 self.expired[queue].discard(name_of(shard))
+            else:
+                self.excuse(shard)
 
     @precondition(lambda self: self.beliefs)
     @rule(pick=picks, more=st.integers(0, 5), repeated=st.booleans())
@@ -201,6 +212,8 @@ class AnyOrder(RuleBasedStateMachine):
         for shard in shards:
             if self.holds(worker, shard):
                 self.let_go(name_of(shard))
+            else:
+                self.excuse(shard)
 
     @rule(worker=workers, queue=queues)
     def end_drain(self, worker: str, queue: str) -> None:
@@ -215,7 +228,24 @@ class AnyOrder(RuleBasedStateMachine):
         assert self.at.ledger.divide(queue, shard) == mine
         assert not self.at.ledger.divide(queue, shard)
         if mine:
-            self.let_go(name_of(shard))
+            self.end(name_of(shard))
+            parts = [(shard.job_id, f"{n}+1") for n in range(shard.span.first, shard.span.end)]
+            self.fates |= {part: {} for part in parts}
+            self.attempts |= dict.fromkeys(parts, shard.attempt)
+
+    @precondition(lambda self: self.beliefs)
+    @rule(pick=picks)
+    def hang(self, pick: int) -> None:
+        worker, queue, (shard,) = self.take(pick, 0)
+        name, mine = name_of(shard), self.holds(worker, shard)
+        current = self.attempts.get(name) == shard.attempt and name in self.fates
+        news = current and (mine or self.fates[name].get(shard.attempt) == "died")
+        assert self.at.ledger.hung(queue, shard.job_id, str(shard.span), shard.attempt) == news
+        if news:
+            self.fates[name][shard.attempt] = "hung"
+            self.let_go(name)
+        elif mine:
+            self.beliefs.append((worker, queue, shard))
 
     @rule(queue=queues)
     def listen(self, queue: str) -> None:
@@ -268,8 +298,7 @@ class AnyOrder(RuleBasedStateMachine):
         if any(self.live.values()):
             for queue in QUEUES:
                 if not self.live[queue]:
-                    for name in set(self.expired[queue]):
-                        self.let_go(name)
+                    self.lapse(queue)
             self.places |= dict.fromkeys(self.movable - set(self.ended), "gpu" if self.live["gpu"] else "cpu")
 
     def take(self, pick: int, more: int) -> tuple[str, str, list[ClaimedShard]]:
@@ -282,6 +311,23 @@ class AnyOrder(RuleBasedStateMachine):
 
     def holds(self, worker: str, shard: ClaimedShard) -> bool:
         return self.holders.get(name_of(shard)) == (worker, shard.attempt)
+
+    def lapse(self, queue: str) -> None:
+        """Leases that ran out are noticed."""
+        for name in set(self.expired[queue]):
+            attempt = self.holders[name][1]
+            self.fates[name] = self.fates[name] | {attempt: "died"} if name in self.fates else {}
+            self.let_go(name)
+
+    def excuse(self, shard: ClaimedShard) -> None:
+        """Its worker lives, which had lost it."""
+        fates = self.fates.get(name_of(shard), {})
+        if fates.get(shard.attempt) == "died" and list(fates.values()).count("excused") < MOST_EXCUSED:
+            fates[shard.attempt] = "excused"
+
+    def end(self, name: Name) -> None:
+        self.let_go(name)
+        self.fates.pop(name, None)
 
     def let_go(self, name: Name) -> None:
         self.holders.pop(name, None)
@@ -395,7 +441,7 @@ class AnyOrder(RuleBasedStateMachine):
             claim = self.hand_out(worker, queue, 60)
             if not claim.shards:
                 break
-            if next_step(claim.shards[0].attempt, claim.shards[0].span.count, MAX_ATTEMPTS) is Step.DIVIDE:
+            if next_step(claim.shards[0].deaths, claim.shards[0].span.count, MAX_ATTEMPTS) is Step.DIVIDE:
                 self.divide(0)
             else:
                 self.commit(0, 99, failed=False, repeated=False)
@@ -407,7 +453,7 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
     for _ in range(steps):
         worker, queue, pick, coin = random.choice(WORKERS), random.choice(QUEUES), random.randrange(99), random.random() < 0.2
         work, beliefs = machine.queues_with_work(), machine.beliefs
-        move = random.choices(range(13), [10, 26, 22, 6, 5, 5, 7, 8, 6, 6, 4, 5, 10])[0]
+        move = random.choices(range(14), [10, 26, 22, 6, 5, 5, 7, 8, 6, 6, 4, 5, 10, 3])[0]
         if move == 0 and len(machine.tenants) < 12:
             counts = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
             machine.submit(queue, random.choice(list(Lane)), random.choice(TENANTS), counts, coin, random.random() < 0.6)
@@ -442,6 +488,8 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
                 machine.workers_come(queue)
         elif move == 12:
             machine.move()
+        elif move == 13 and beliefs:
+            machine.hang(pick)
         machine.look()
 
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from core.jobs import JobStatus, Lane
+from core.ledger import ClaimedShard
+from core.recovery import Step, next_step
 from core.sharding import Span
 from tests.ledger.scenario import Scenario, bytes_of, names
 from tests.processes import wait_for
@@ -135,18 +137,117 @@ def test_expired_lease_of_a_deleted_job_is_forgotten(at: Scenario) -> None:
     assert at.strings("leases", "cpu") == ["job/0+1"]
 
 
+# Deaths that are held against a shard ----------------------------------------------------------------------------------
+
+
+def lapse(at: Scenario, worker: str = "w1") -> ClaimedShard:
+    """The next shard, whose lease runs out."""
+    shard = at.claim_one(worker)
+    at.expire_leases()
+    return shard
+
+
+def deaths_of_next(at: Scenario) -> tuple[int, int]:
+    """What is held against the next shard, and how often it was handed out before."""
+    shard = at.claim_one("looks")
+    at.release(shard, worker="looks")
+    return shard.deaths, shard.attempt - 1
+
+
+def test_death_in_company_is_held_against_nobody(at: Scenario) -> None:
+    at.submit("job", (1, 1))
+    at.claim()
+    at.expire_leases()
+    assert [(at.claim_one("w2").deaths, at.claim_one("w2").deaths)] == [(0, 0)]
+
+
+def test_death_with_a_shard_alone_is_held_against_it(at: Scenario) -> None:
+    at.submit("job", (1,))
+    assert [lapse(at).deaths for _ in range(4)] == [0, 0, 1, 2]
+
+
+def test_shard_that_was_given_back_before_is_no_suspect(at: Scenario) -> None:
+    at.submit("job", (1,))
+    for _ in range(5):
+        at.release(at.claim_one())
+    lapse(at)
+    assert deaths_of_next(at) == (0, 6)
+
+
+@pytest.mark.parametrize("sign", ["commit", "extend", "release"])
+def test_worker_that_turns_out_to_live_takes_its_death_back(at: Scenario, sign: str) -> None:
+    at.submit("job", (1,))
+    lapse(at)
+    late = lapse(at, "stopped")
+    assert deaths_of_next(at) == (1, 2)
+    for _ in range(2):
+        getattr(at, sign)(late)
+    assert deaths_of_next(at)[0] == 0
+    lapse(at)
+    assert deaths_of_next(at)[0] == 1
+
+
+def test_worker_may_take_back_its_own_death_only(at: Scenario) -> None:
+    at.submit("job", (1,))
+    first = lapse(at)
+    lapse(at)
+    lapse(at)
+    at.extend(first)  # it was in company
+    at.extend(replace(first, attempt=9))
+    assert deaths_of_next(at)[0] == 2
+
+
+def test_text_that_outlasts_every_lease_comes_to_an_end(at: Scenario) -> None:
+    at.submit("job", (1,))
+    lapse(at)
+    for _ in range(13):
+        late = lapse(at)
+        at.claim("w2", lane=Lane.INTERACTIVE)
+        assert at.extend(late) == [False]
+    assert deaths_of_next(at)[0] == 3
+
+
+def test_hang_is_a_death_that_is_told_at_once(at: Scenario) -> None:
+    at.submit("job", (1,))
+    lapse(at)
+    shard = at.claim_one("hangs")
+    told = [at.ledger.hung("cpu", shard.job_id, str(shard.span), shard.attempt) for _ in range(2)]
+    assert told == [True, False]
+    assert (at.waiting(), at.strings("leases", "cpu"), at.ledger.counters()["hung:cpu"]) == (1, [], 1)
+    again = at.claim_one("w2")
+    assert (again.deaths, again.hangs) == (1, 1)
+    assert (at.extend(shard), at.commit(shard), at.commit(again)) == ([False], [False], [True])
+
+
+def test_hang_that_is_told_after_the_lease_ran_out_counts_once(at: Scenario) -> None:
+    at.submit("job", (1,))
+    lapse(at)
+    shard = lapse(at, "hangs")
+    at.claim("w2", lane=Lane.INTERACTIVE)
+    assert at.ledger.hung("cpu", shard.job_id, str(shard.span), shard.attempt)
+    again = at.claim_one("w2")
+    assert (again.deaths, again.hangs) == (1, 1)
+
+
+def test_hang_of_a_shard_in_company_is_held_against_nobody(at: Scenario) -> None:
+    at.submit("job", (1, 1))
+    shard = at.claim().shards[0]
+    assert not at.ledger.hung("cpu", shard.job_id, str(shard.span), shard.attempt)
+    assert len(at.strings("leases", "cpu")) == 2
+
+
 # Release -------------------------------------------------------------------------------------------------------------
 
 
-def test_released_shards_go_first_and_in_order_and_burn_no_attempt(at: Scenario) -> None:
+def test_released_shards_go_first_and_in_order_and_in_company(at: Scenario) -> None:
     at.submit("job1", (1, 1, 1))
     at.submit("job2", (1, 1))
     held = at.claim(max_bytes=4 * bytes_of(1)).shards
     assert len(held) == 4
     at.release(*held)
-    again = at.claim().shards
-    assert names(again)[:4] == names(held)
-    assert {shard.attempt for shard in again} == {1}
+    claim = at.claim()
+    assert names(claim.shards)[:4] == names(held)
+    assert (claim.alone, {shard.deaths for shard in claim.shards}) == (False, {0})
     assert at.waiting() == 0
 
 
@@ -167,7 +268,28 @@ def test_released_suspect_stays_a_suspect_and_goes_first(at: Scenario) -> None:
     at.release(suspect, worker="w2")
     claim = at.claim("w3")
     assert claim.alone
-    assert (claim.shards[0].span, claim.shards[0].attempt) == (suspect.span, 2)
+    assert (claim.shards[0].span, claim.shards[0].deaths) == (suspect.span, 0)
+
+
+def test_no_two_claims_of_a_shard_have_the_same_number(at: Scenario) -> None:
+    at.submit("job", (1,))
+    found = []
+    for ending in (at.release, lambda shard: at.expire_leases(), at.release, lambda shard: at.expire_leases(), at.release):
+        found.append(at.claim_one())
+        ending(found[-1])
+    assert [shard.attempt for shard in found] == [1, 2, 3, 4, 5]
+
+
+def test_release_repeated_after_the_next_claim_changes_nothing(at: Scenario) -> None:
+    at.submit("job", (1,))
+    mine = at.claim_one("w1")
+    at.release(mine)
+    others = at.claim_one("w2")
+    before = at.redis.zrange(at.key("leases", "cpu"), 0, -1, withscores=True)
+    at.release(mine)
+    assert at.redis.zrange(at.key("leases", "cpu"), 0, -1, withscores=True) == before
+    assert (at.waiting(), at.strings("pending", "job"), at.strings("suspects", "cpu")) == (0, [], [])
+    assert (at.extend(mine), at.commit(mine), at.commit(others)) == ([False], [False], [True])
 
 
 def test_repeated_release_changes_nothing(at: Scenario) -> None:
@@ -225,17 +347,18 @@ def died_once(at: Scenario, counts: tuple[int, ...] = (3,)) -> None:
     at.expire_leases()
 
 
-def test_divided_shard_comes_back_input_by_input_with_the_attempts_so_far(at: Scenario) -> None:
+def test_divided_shard_comes_back_input_by_input_without_its_deaths(at: Scenario) -> None:
     died_once(at)
+    at.claim_one("w2")
+    at.expire_leases()
     shard = at.claim_one("w2")
+    assert shard.deaths == 1
     assert at.ledger.divide("cpu", shard)
     assert at.waiting() == 3
     claims = [at.claim("w2") for _ in range(3)]
     assert all(claim.alone for claim in claims)
     parts = [claim.shards[0] for claim in claims]
-    assert [(part.span, part.inputs, part.attempt) for part in parts] == [
-        (Span(n, 1), (shard.inputs[n],), shard.attempt) for n in range(3)
-    ]
+    assert [(part.span, part.inputs, part.deaths) for part in parts] == [(Span(n, 1), (shard.inputs[n],), 0) for n in range(3)]
     assert at.commit(*parts) == [True] * 3
     assert at.job().status is JobStatus.SUCCEEDED
     assert at.vectors() == [0, 1, 2]
@@ -271,25 +394,27 @@ def test_divide_by_a_worker_that_lost_the_shard_does_nothing(at: Scenario, event
     assert at.strings("suspects", "cpu") == []
 
 
-def test_part_that_kills_its_worker_is_known_by_its_attempts_and_its_neighbours_succeed(at: Scenario) -> None:
-    died_once(at, (3, 2))
-    most_attempts = 3
-    committed, deaths = [], 1
-    while claim := at.claim("w2").shards:
-        (shard,) = claim
-        if shard.span.count > 1 and shard.attempt >= most_attempts:
-            at.ledger.divide("cpu", shard)
-        elif shard.span.count == 1 and shard.attempt > most_attempts:
-            at.commit(shard, failed=[0])
-        elif any(item.text.endswith(" 1") for item in shard.inputs):
-            deaths += 1
-            at.expire_leases()
-        else:
-            committed += at.commit(shard)
+def test_text_that_kills_its_workers_fails_alone_after_few_deaths(at: Scenario) -> None:
+    most = 3
+    at.submit("job", (3, 2))
+    committed: list[bool] = []
+    deaths = 0
+    while shards := at.claim("w2").shards:
+        shard = shards[0]
+        match next_step(shard.deaths, shard.span.count, most):
+            case Step.DIVIDE:
+                at.ledger.divide("cpu", shard)
+            case Step.FAIL:
+                at.commit(shard, failed=[0])
+            case Step.RUN if any(item.text.endswith(" 1") for item in shard.inputs):
+                deaths += 1
+                at.expire_leases()
+            case Step.RUN:
+                committed += at.commit(*shards)
     job = at.job()
     assert (job.status, job.counts.done, job.counts.failed) == (JobStatus.SUCCEEDED, 4, 1)
     assert [error.index for error in job.errors] == [1]
-    assert deaths == most_attempts
+    assert deaths == most + 2
     assert all(committed)
 
 

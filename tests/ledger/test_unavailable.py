@@ -39,6 +39,7 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "extend": lambda at: at.extend(),
     "look": lambda at: at.look(),
     "release": lambda at: at.release(),
+    "hung": lambda at: at.ledger.hung("cpu", "job", "0+1", 1),
     "report": lambda at: at.report(),
     "move": lambda at: at.ledger.move("c1"),
     "retire": lambda at: at.ledger.retire("w1", ["cpu"]),

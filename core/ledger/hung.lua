@@ -1,0 +1,17 @@
+-- The worker that was given a suspect is about to end, because its engine does not come back.
+-- ARGV: queue, job, shard, attempt
+-- Returns 1, or 0 when it was not a suspect's current attempt, or this was said before
+local queue, id, shard, attempt = unpack(ARGV)
+local found = redis.call('HGET', key('deaths', id), shard)
+if not found or redis.call('HGET', key('attempts', id), shard) ~= attempt then return 0 end
+if is_held(queue, id, shard, attempt) then
+  redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
+  suspect(id, shard, 'hung')
+else
+  local fates = cjson.decode(found)
+  if fates[attempt] ~= 'died' then return 0 end -- its lease had run out before
+  fates[attempt] = 'hung'
+  redis.call('HSET', key('deaths', id), shard, cjson.encode(fates))
+end
+redis.call('HINCRBY', key('counters'), 'hung:' .. queue, 1)
+return 1

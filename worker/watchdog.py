@@ -1,0 +1,121 @@
+"""Ends a process whose engine does not come back from a call within `HANG_SECONDS`. Loading the model is no such call.
+
+A thread of the process looks at how long its oldest call goes on. A call that also holds the interpreter lets no thread run, so
+the worker's parent looks at the same figures, a little later: they lie in memory that parent and child share.
+"""
+
+import mmap
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from core.errors import LedgerUnavailable
+from core.ledger import ClaimedShard, Ledger
+from worker.log import log
+
+HUNG = 5
+"""Exit code of a process whose engine hung."""
+
+LOOKS = 10
+"""Looks of the thread in `HANG_SECONDS`."""
+
+GRACE = 1.2
+"""The parent ends a child that could not end itself after so many times `HANG_SECONDS`."""
+
+_RECORD = struct.Struct("=dI256s")
+"""When the oldest call began (`time.monotonic`, 0: there is none), the process, and the suspect it has alone."""
+
+_memory = mmap.mmap(-1, _RECORD.size)
+
+
+class Calls:
+    """The engine calls of this process that have not returned."""
+
+    def __init__(self) -> None:
+        self._begun: dict[object, float] = {}
+        self._suspect = b""
+        self._lock = threading.Lock()
+        self._write()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watched while the block runs."""
+        call = object()
+        with self._lock:
+            self._begun[call] = time.monotonic()
+            self._write()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._begun[call]
+                self._write()
+
+    def alone(self, queue: str, shard: ClaimedShard | None) -> None:
+        """What the process has alone from now on, or that it has nothing alone."""
+        name = "" if shard is None else f"{queue} {shard.job_id} {shard.span} {shard.attempt}"
+        with self._lock:
+            self._suspect = name.encode()
+            self._write()
+
+    def seconds(self) -> float:
+        """How long the oldest call has been going on; 0 without one."""
+        return running()[0]
+
+    def _write(self) -> None:
+        _RECORD.pack_into(_memory, 0, min(self._begun.values(), default=0.0), os.getpid(), self._suspect)
+
+
+def running() -> tuple[float, int, str]:
+    """How long the oldest engine call has been going on, in which process, and what that has alone."""
+    begun, pid, suspect = _RECORD.unpack_from(_memory)
+    return (time.monotonic() - begun if begun else 0.0), pid, suspect.rstrip(b"\0").decode()
+
+
+def forget() -> None:
+    """The process that made those calls has gone."""
+    _memory[:] = bytes(_RECORD.size)
+
+
+def start(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
+    """End this process when its engine hangs."""
+
+    def keep_looking() -> None:
+        pause = threading.Event()
+        while True:
+            pause.wait(hang_seconds / LOOKS)
+            seconds, _, suspect = running()
+            if seconds > hang_seconds:
+                try:
+                    _tell(seconds, suspect, open_ledger)
+                finally:
+                    forget()  # else the parent would see a call that goes on
+                    os._exit(HUNG)
+
+    threading.Thread(target=keep_looking, name="watchdog", daemon=True).start()
+
+
+def end_hung_child(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
+    """End the child if its engine hangs and it could not end itself."""
+    seconds, pid, suspect = running()
+    if pid not in (0, os.getpid()) and seconds > hang_seconds * GRACE:
+        forget()
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it was killed in the middle of a call
+        _tell(seconds, suspect, open_ledger)
+
+
+def _tell(seconds: float, suspect: str, open_ledger: Callable[[], Ledger]) -> None:
+    log.critical("the engine did not come back for %.0f s (HANG_SECONDS), its process ends", seconds)
+    if suspect:
+        queue, job_id, span, attempt = suspect.split()
+        try:
+            open_ledger().hung(queue, job_id, span, int(attempt))
+        except LedgerUnavailable as error:
+            log.warning("could not tell Redis; the lease will run out: %s", error)
