@@ -4,11 +4,12 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, g, has_request_context
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import errors as http_errors
@@ -81,8 +82,22 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """The application, made in the process that serves it: no connection is shared across the fork."""
-        logging.basicConfig(level=self._settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_requests_with_their_ids(self._settings.log_level)
         return create_app(self._settings)
+
+
+def log_requests_with_their_ids(level: str) -> None:
+    """Log to the standard error; each line names the request that it is about, as the request's answer does."""
+
+    def name_request(record: logging.LogRecord) -> bool:
+        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+        return True
+
+    handler = logging.StreamHandler()
+    handler.addFilter(name_request)
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s", handlers=[handler]
+    )
 
 
 def configuration(settings: Settings, listener: int) -> dict[str, Any]:
@@ -128,13 +143,14 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         status, reason, code = _unreadable(exc)
+        request_id = uuid.uuid4().hex
         if status < 500:
-            self.log.warning("a request from %s was not read: %s", addr[0] if addr else "a local client", exc)
+            self.log.warning("request %s from %s was not read: %s", request_id, addr[0] if addr else "a local client", exc)
             body = error_body(f"the request cannot be read: {reason}", INVALID, None, code)
         else:
-            self.log.exception("a request failed outside of the application")
+            self.log.exception("request %s failed outside of the application", request_id)
             body = error_body("an error of the service itself", SERVER, None, code)
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\nx-request-id: {request_id}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in SECURITY_HEADERS.items())
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         try:
