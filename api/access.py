@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 EVERYBODY = "default"
 """The tenant of all requests while there are no keys."""
 
-OPEN, SUBMITS = "health.healthz", "jobs.create"
+OPEN = "health.healthz"
+SUBMITS = ("jobs.create", "embeddings.create")
 CHECK_SECONDS = 1.0
 
 
@@ -111,7 +112,7 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
 
     def show_allowances(answer: Response) -> Response:
         allowances: dict[str, Allowance] = g.get("allowances", {})
-        if (per_minute := most["inputs"]) and request.endpoint == SUBMITS and answer.status_code != 401:
+        if (per_minute := most["inputs"]) and request.endpoint in SUBMITS and answer.status_code != 401:
             try:  # what is left after the job that was just submitted
                 allowances["inputs"] = ledger.spend("inputs", g.tenant, per_minute, 0)
             except LedgerUnavailable as error:

@@ -3,13 +3,14 @@
 from celery import Celery
 from flask import Flask, request
 
-from api import access, errors
+from api import access, errors, token_ids
+from api.answered_jobs import AnsweredJobs
 from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import health, jobs, queues, results
+from api.views import embeddings, health, jobs, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
@@ -26,11 +27,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     """The WSGI application. What is not passed in is made from the environment's settings.
 
     Raises:
-        InvalidSetting: a setting, or the file that API_KEYS_FILE names, cannot be used.
+        InvalidSetting: a setting, the file that API_KEYS_FILE names, or TOKEN_ENCODING cannot be used.
     """
     settings = settings or Settings.from_env()
     if ledger is None:
         ledger = open_ledger(settings, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1, store_seconds=STORE_TIMEOUT_SECONDS)
+    if settings.token_encoding:
+        token_ids.load(settings.token_encoding)
     sender = celery or create_celery(settings)
     app = Flask("api", static_folder=None)
     app.extensions["services"] = Services(
@@ -39,11 +42,12 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
+        answered=AnsweredJobs(ledger),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (health.views, queues.views, jobs.views, results.views):
+    for views in (health.views, queues.views, jobs.views, results.views, embeddings.views):
         app.register_blueprint(views)
     return app

@@ -15,6 +15,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
+from api import token_ids
 from api.access import KeyFile, require_closed
 from api.answers import SECURITY_HEADERS
 from api.app import create_app
@@ -29,6 +30,8 @@ def main() -> int:
     """Serve until a signal says stop. Returns the exit code: 1 when the address cannot be used, 2 for a bad setting."""
     try:
         settings = Settings.from_env()
+        if settings.token_encoding:
+            token_ids.load(settings.token_encoding)
     except InvalidSetting as error:
         print(f"vector-api: {error.message}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ views = Blueprint("health", __name__)
 
 @views.get("/")
 def index() -> Response:
-    links = {"jobs": "/v1/jobs", "queues": "/v1/queues", "health": "/healthz", "ready": "/readyz"}
+    links = {"jobs": "/v1/jobs", "embeddings": "/v1/embeddings", "queues": "/v1/queues", "health": "/healthz", "ready": "/readyz"}
     return json_answer({"name": "vector-api", "model": services().settings.model_name, "links": links})
 
 
