@@ -29,7 +29,7 @@ EVERYBODY = "default"
 OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style"})
 """The description is the same for all who ask, tells nothing of what the service holds, and a browser cannot send a key."""
 
-SUBMITS = "jobs.create"
+SUBMITS = ("jobs.create", "embeddings.create")
 CHECK_SECONDS = 1.0
 
 
@@ -114,7 +114,7 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
 
     def show_allowances(answer: Response) -> Response:
         allowances: dict[str, Allowance] = g.get("allowances", {})
-        if (per_minute := most["inputs"]) and request.endpoint == SUBMITS and answer.status_code != 401:
+        if (per_minute := most["inputs"]) and request.endpoint in SUBMITS and answer.status_code != 401:
             try:  # what is left after the job that was just submitted
                 allowances["inputs"] = ledger.spend("inputs", g.tenant, per_minute, 0)
             except LedgerUnavailable as error:

@@ -3,13 +3,14 @@
 from celery import Celery
 from flask import Flask, request
 
-from api import access, errors
+from api import access, errors, token_ids
+from api.answered_jobs import AnsweredJobs
 from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import docs, health, jobs, models, queues, results
+from api.views import docs, embeddings, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
@@ -27,12 +28,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     """The WSGI application. What is not passed in is made from the environment's settings.
 
     Raises:
-        InvalidSetting: a setting, or the file that MODELS_FILE or API_KEYS_FILE names, cannot be used.
+        InvalidSetting: a setting, the file that MODELS_FILE or API_KEYS_FILE names, or an encoding of token ids cannot be used.
     """
     settings = settings or Settings.from_env()
     if ledger is None:
         ledger = open_ledger(settings, timeout_seconds=REDIS_TIMEOUT_SECONDS, retries=1, store_seconds=STORE_TIMEOUT_SECONDS)
     served = Models.of(settings)
+    token_ids.load_all(served)
     sender = celery or create_celery(settings, served.queues)
     app = Flask("api", static_folder=None)
     app.extensions["services"] = Services(
@@ -42,11 +44,12 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
+        answered=AnsweredJobs(ledger),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (jobs.views, results.views, queues.views, models.views, health.views, docs.views):
+    for views in (jobs.views, results.views, embeddings.views, queues.views, models.views, health.views, docs.views):
         app.register_blueprint(views)
     return app

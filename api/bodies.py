@@ -6,7 +6,9 @@ count), therefore we count.
 """
 
 import hashlib
+import select
 import socket
+import ssl
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -133,6 +135,19 @@ def _discard(request: Request, deadline: float) -> bool:
                 return True
     limit_stalls(request)
     return False
+
+
+def has_gone(request: Request) -> bool:
+    """Whether the client has closed its connection. Call it when the body is read; False where it cannot be known."""
+    connection = _connection(request)
+    if connection is None or isinstance(connection, ssl.SSLSocket):
+        return False
+    poll = select.poll()  # not `select`, which takes no file descriptors above 1023
+    poll.register(connection, select.POLLIN)
+    try:
+        return bool(poll.poll(0)) and connection.recv(1, socket.MSG_PEEK) == b""
+    except OSError:
+        return True
 
 
 def _connection(request: Request) -> socket.socket | None:

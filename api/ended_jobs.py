@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from core.errors import LedgerUnavailable
+from core.errors import LedgerUnavailable, TooManyWait
 from core.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
-"""How often a waiter asks for its job's status, in case the message was lost."""
+"""How often a waiter asks for its job's status, in case the message was lost, and looks whether its client is still there."""
 
 RECONNECT_SECONDS = 1.0
 
@@ -30,6 +30,7 @@ class EndedJobs:
         self._events: defaultdict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._most_waiting = most_waiting
         self._places = threading.BoundedSemaphore(most_waiting)
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the process is about to stop; waiters then give up, so that stopping takes no 30 s."""
@@ -45,17 +46,34 @@ class EndedJobs:
         if seconds <= 0 or not self._places.acquire(blocking=False):
             return
         try:
-            with self._registered(job_id) as ended:
-                self._wait(ended, job_id, time.monotonic() + seconds)
+            self.wait_in_place(job_id, seconds)
         finally:
             self._places.release()
 
-    def _wait(self, ended: threading.Event, job_id: str, deadline: float) -> None:
-        while not self.stopping():
-            status = self._ledger.status(job_id)
-            remaining = deadline - time.monotonic()
-            if status is None or status.ended or remaining <= 0 or ended.wait(min(CHECK_SECONDS, remaining)):
-                return
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the `most_waiting` places, for a request that must wait: it takes a place before it submits its job.
+
+        Raises:
+            TooManyWait: none is free.
+        """
+        if not self._places.acquire(blocking=False):
+            message = f"{self._most_waiting} requests wait for their vectors here, no more can (three quarters of API_THREADS)"
+            raise TooManyWait(message, retry_after_seconds=1)
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def wait_in_place(self, job_id: str, seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
+        """The same as `wait` for who has a place. Returns also soon after `given_up` says so."""
+        with self._registered(job_id) as ended:
+            deadline = time.monotonic() + seconds
+            while not (self.stopping() or given_up()):
+                status = self._ledger.status(job_id)
+                remaining = deadline - time.monotonic()
+                if status is None or status.ended or remaining <= 0 or ended.wait(min(CHECK_SECONDS, remaining)):
+                    return
 
     @contextmanager
     def _registered(self, job_id: str) -> Iterator[threading.Event]:

@@ -20,11 +20,13 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from core.errors import (
     IdempotencyConflict,
+    InputFailed,
     InvalidRequest,
     JobNotFound,
     JobNotReady,
     LedgerUnavailable,
     ModelNotFound,
+    NotInTime,
     RequestTooLarge,
     ResultStoreUnavailable,
     TryLater,
@@ -53,6 +55,8 @@ KINDS: dict[type[VectorApiError], Kind] = {
     JobNotReady: Kind(409, INVALID, 1),
     RequestTooLarge: Kind(413, INVALID, None),
     TryLater: Kind(429, RATE_LIMIT, 60),
+    InputFailed: Kind(500, SERVER, None),
+    NotInTime: Kind(503, SERVER, 1),
     LedgerUnavailable: Kind(503, SERVER, 1),
     ResultStoreUnavailable: Kind(503, SERVER, 5),
     VectorApiError: Kind(500, SERVER, None),
@@ -95,6 +99,8 @@ def _answer_our_error(error: VectorApiError) -> Response:
         message = f"the result store {error.store} cannot be reached or refuses; the job is unharmed, try again"
     if isinstance(error, TryLater):
         retry_after = error.retry_after_seconds
+    if isinstance(error, InputFailed) and error.retryable:
+        retry_after = 1
     answer = _answer(kind.status, error_body(message, kind.type, error.param, error.code))
     if retry_after is None:
         answer.headers["x-should-retry"] = "false"

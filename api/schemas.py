@@ -291,7 +291,7 @@ def _read_object(value: Any, number: int, place: Place) -> tuple[str, str | None
 
 
 def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRequest:
-    param = in_list(number, field) if place is in_list else on_line(number, "")
+    param = on_line(number, "") if place is on_line else place(number, field)
     return InvalidRequest(f"{place(number, field)} {problem}", param=param)
 
 

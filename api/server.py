@@ -10,12 +10,13 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, g, has_request_context
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
+from api import token_ids
 from api.access import KeyFile, require_closed
 from api.answers import SECURITY_HEADERS
 from api.app import create_app
@@ -34,7 +35,7 @@ def main() -> int:
     """Serve until a signal says stop. Returns the exit code: 1 when the address cannot be used, 2 for a bad setting."""
     try:
         settings = Settings.from_env()
-        Models.of(settings)
+        token_ids.load_all(Models.of(settings))
     except InvalidSetting as error:
         print(f"vector-api: {error.message}", file=sys.stderr)
         return 2
@@ -88,8 +89,22 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """The application, made in the process that serves it: no connection is shared across the fork."""
-        logging.basicConfig(level=self._settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_requests_with_their_ids(self._settings.log_level)
         return create_app(self._settings)
+
+
+def log_requests_with_their_ids(level: str) -> None:
+    """Log to the standard error; each line names the request that it is about, as the request's answer does."""
+
+    def name_request(record: logging.LogRecord) -> bool:
+        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+        return True
+
+    handler = logging.StreamHandler()
+    handler.addFilter(name_request)
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s", handlers=[handler]
+    )
 
 
 def configuration(settings: Settings, listener: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import cast
 
 from flask import Request, current_app, g
 
+from api.answered_jobs import AnsweredJobs
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
@@ -21,6 +22,7 @@ class Services:
     workers: LiveWorkers
     wakes: Wakes
     ended: EndedJobs
+    answered: AnsweredJobs
 
 
 def services() -> Services:

@@ -80,6 +80,10 @@ class Submission:
         found = lines(self.body, limit_bytes=CHARACTER_BYTES * (settings.max_input_characters + MOST_ID_CHARACTERS) + 1024)
         return self._accept(request, model, read_lines(found, settings))
 
+    def take(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
+        """Accept a job whose body is read. Raises what `take_json` raises."""
+        return self._find_repeated() or self._accept(request, model, inputs)
+
     def _find_repeated(self) -> Accepted | None:
         """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
         ledger = self.services.ledger

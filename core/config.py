@@ -162,6 +162,10 @@ class Settings:
     """Port the API listens on."""
     api_threads: int = _setting(64, _whole(1, 1024))
     """Requests answered at the same time; a request that waits for its job holds one."""
+    embeddings_wait_seconds: float = _setting(55.0, _number(0.1, 3600))
+    """How long a `POST /v1/embeddings` waits for its vectors; proxies often cut a request at 60 s."""
+    token_encoding: str | None = _setting(None, _optional(_text))
+    """Encoding of the token ids that clients may send to `/v1/embeddings`, such as `cl100k_base`. Empty: texts only."""
     api_keys_file: str | None = _setting(None, _optional(_text))
     """File of the API keys, a line `tenant:sha256` each (`make key NAME=alice`). Empty: nobody is asked for a key."""
     allow_anonymous: bool = _setting(False, _switch)

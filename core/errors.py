@@ -11,7 +11,10 @@
     ├── Unauthorized            no API key, or an unknown one (401)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
-    │   └── RateLimited         the tenant has used up what it may in a minute
+    │   ├── RateLimited         the tenant has used up what it may in a minute
+    │   └── TooManyWait         no more requests can wait for their vectors in this process
+    ├── NotInTime               the vectors did not come while a request could wait for them (503)
+    ├── InputFailed             an input has no vector, for no fault of its client (500)
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
     │   └── NewerLayout         it holds the ledger of a newer version, which this one must not touch
     ├── ResultStoreUnavailable  the place of RESULT_STORE fails (503)
@@ -87,6 +90,22 @@ class BacklogFull(TryLater):
 
 class RateLimited(TryLater):
     pass
+
+
+class TooManyWait(TryLater):
+    code = "too_many_waiting"
+
+
+class NotInTime(VectorApiError):
+    code = "not_in_time"
+
+
+class InputFailed(VectorApiError):
+    code = "input_failed"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, retryable: bool = False) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retryable = retryable
 
 
 class LedgerUnavailable(VectorApiError):

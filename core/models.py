@@ -78,7 +78,8 @@ class Models:
         Raises:
             InvalidSetting: the file cannot be used; the message names the place.
         """
-        default = Model(settings.model_name, revision=settings.model_revision, default=True)
+        encoding = settings.token_encoding
+        default = Model(settings.model_name, revision=settings.model_revision, token_encoding=encoding, default=True)
         if settings.models_file is None:
             return cls(default)
         file = Path(settings.models_file)
@@ -88,7 +89,8 @@ class Models:
             if found.revision and default.revision and found.revision != default.revision:
                 raise _bad_file(f"has another revision in [{found.alias}] than MODEL_REVISION={default.revision}", file)
             listed.remove(found)
-            default = replace(found, revision=found.revision or default.revision, default=True)
+            revision = found.revision or default.revision
+            default = replace(found, revision=revision, token_encoding=found.token_encoding or encoding, default=True)
         names = {model.name: model for model in (default, *listed)}
         for model in names.values():
             if names.get(model.alias or "", model) is not model:

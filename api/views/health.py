@@ -17,6 +17,7 @@ def index() -> Response:
     """Where things are."""
     links = {
         "jobs": "/v1/jobs",
+        "embeddings": "/v1/embeddings",
         "models": "/v1/models",
         "queues": "/v1/queues",
         "health": "/healthz",

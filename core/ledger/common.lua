@@ -209,6 +209,28 @@ local function finish(id, status)
   redis.call('PUBLISH', key('ended'), id)
 end
 
+-- Cancel a live job: what waits of it leaves the queue, and nobody holds what is being embedded any more.
+local function cancel(id)
+  local tenant, queue, lane, home, fallback =
+    unpack(redis.call('HMGET', key('job', id), 'tenant', 'queue', 'lane', 'home', 'fallback'))
+  local waiting = 0
+  leave_line(id, queue, lane, tenant)
+  for _, shard in ipairs(redis.call('LRANGE', key('pending', id), 0, -1)) do waiting = waiting + count_of(shard) end
+  for _, member in ipairs(redis.call('LRANGE', key('suspects', queue), 0, -1)) do
+    local owner, shard = split(member)
+    if owner == id then
+      redis.call('LREM', key('suspects', queue), 1, member)
+      waiting = waiting + count_of(shard)
+    end
+  end
+  add_waiting(queue, lane, 0 - waiting) -- not -waiting: Redis 6 does not take Lua's -0
+  local claimed_from = home and {home, fallback} or {queue}
+  for _, shard in ipairs(redis.call('HKEYS', key('attempts', id))) do
+    for _, at in ipairs(claimed_from) do redis.call('ZREM', key('leases', at), id .. '/' .. shard) end
+  end
+  finish(id, 'cancelled')
+end
+
 -- Count inputs as ended; ends the job with the last of them. Returns whether it did.
 local function settle(id, done, failed)
   local job = key('job', id)

@@ -392,10 +392,26 @@ class Ledger:
             pipe.lrange(self._key("errors", job_id), 0, SHOWN_ERRORS - 1)
             layout, found, errors = pipe.execute()
         _require_known(layout)
-        record = _record(found)
-        if record.get("tenant") != tenant:
-            raise job_not_found(job_id)
-        return Job.from_record(job_id, record, tuple(InputError(**json.loads(error)) for error in errors))
+        return _job(job_id, tenant, found, errors)
+
+    @_translated
+    def outcome(self, job_id: str, tenant: str) -> tuple[Job, Iterator[tuple[Span, ResultBlock]]]:
+        """The job's record and the results of its finished shards, in order, as they are at one moment: one call of Redis.
+
+        For small jobs: all that lies in Redis is read at once. What lies in a result store is read as it is asked for.
+
+        Raises:
+            JobNotFound: no such job, another tenant's, or expired.
+        """
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(self._key("version"))
+            pipe.hgetall(self._key("job", job_id))
+            pipe.lrange(self._key("errors", job_id), 0, SHOWN_ERRORS - 1)
+            pipe.hgetall(self._key("vectors", job_id))
+            layout, found, errors, blocks = pipe.execute()
+        _require_known(layout)
+        spans = {Span.parse(_text(name)): block for name, block in blocks.items()}
+        return _job(job_id, tenant, found, errors), ((span, self._unpacked(job_id, spans[span])) for span in sorted(spans))
 
     @_translated
     def status(self, job_id: str) -> JobStatus | None:
@@ -440,6 +456,11 @@ class Ledger:
         return outcome
 
     @_translated
+    def drop(self, jobs: Iterable[tuple[str, str]]) -> None:
+        """Remove jobs (id and tenant) and every trace of them. One that has not ended is cancelled; one that is gone stays so."""
+        self._run("drop", *[part for job in jobs for part in job])
+
+    @_translated
     def finished(self, job_id: str) -> list[Span]:
         """The shards whose results can be read, in order."""
         return sorted(Span.parse(_text(name)) for name in self._redis.hkeys(self._key("vectors", job_id)))
@@ -454,6 +475,9 @@ class Ledger:
         block: Any = self._redis.hget(self._key("vectors", job_id), str(span))
         if block is None:
             raise job_not_found(job_id)
+        return self._unpacked(job_id, block)
+
+    def _unpacked(self, job_id: str, block: bytes) -> ResultBlock:
         found = unpack_stored(block)
         return self._fetch(job_id, found) if isinstance(found, Reference) else found
 
@@ -682,6 +706,13 @@ def require_same_body(before: str, now: str) -> None:
 def job_not_found(job_id: str, param: str = "id") -> JobNotFound:
     shown = job_id if len(job_id) <= 64 else job_id[:64] + "…"
     return JobNotFound(f"no job {shown!r}; it never existed, was deleted, or its lifetime is over", param=param)
+
+
+def _job(job_id: str, tenant: str, found: Mapping[Any, Any], errors: Iterable[bytes]) -> Job:
+    record = _record(found)
+    if record.get("tenant") != tenant:
+        raise job_not_found(job_id)
+    return Job.from_record(job_id, record, tuple(InputError(**json.loads(error)) for error in errors))
 
 
 def _newer_layout(found: str) -> NewerLayout:

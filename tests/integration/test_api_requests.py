@@ -358,6 +358,7 @@ def test_head_that_cannot_be_read_is_answered_in_the_same_shape(api_stack: Stack
         assert int(head.split()[1]) == status, head
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
         assert b"xxxx" not in body
+        assert b"x-request-id: " in head
 
 
 def exchange(stack: Stack, sent: bytes) -> tuple[bytes, bytes]:

@@ -161,6 +161,7 @@ def test_service_works_with_few_rights_over_tls_and_never_shows_its_password(sta
         assert int(large.headers["x-ratelimit-remaining-requests"]) < 1000
         assert int(large.headers["x-ratelimit-remaining-inputs"]) < 2000
         assert client.post("/v1/jobs", content=b'"a"\n' * 1000 + b"{", headers=ndjson).status_code == 400
+        assert client.post("/v1/embeddings", json={"input": ["a", "b"]}).status_code == 200
         poisoned = client.post("/v1/jobs?wait=30", json={"inputs": ["KILL", "b"], "queue": "cpu"}).json()
         assert poisoned["counts"] == {"total": 2, "done": 1, "failed": 1}
         ids = [found["id"] for found in client.get("/v1/jobs").json()["data"]]

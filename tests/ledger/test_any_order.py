@@ -124,6 +124,15 @@ class AnyOrder(RuleBasedStateMachine):
         if ended:
             self.forget(job_id)
 
+    @precondition(lambda self: self.tenants)
+    @rule(pick=picks)
+    def drop(self, pick: int) -> None:
+        job_id = chosen(list(self.tenants), pick)
+        self.at.ledger.drop([(job_id, self.tenants[job_id])])
+        for name in [name for name in self.holders if name[0] == job_id]:
+            self.let_go(name)
+        self.forget(job_id)
+
     @precondition(lambda self: self.ended)
     @rule(pick=picks)
     def expire_result(self, pick: int) -> None:
@@ -134,8 +143,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def forget(self, job_id: str) -> None:
         assert self.at.ledger.status(job_id) is None
-        for known in (self.tenants, self.totals, self.committed, self.ended, self.places):
+        for known in (self.tenants, self.totals, self.committed, self.places):
             del known[job_id]
+        self.ended.pop(job_id, None)
         self.movable.discard(job_id)
 
     # Workers ----------------------------------------------------------------------------------------------------------
@@ -473,7 +483,7 @@ def walk(machine: AnyOrder, random: Random, steps: int) -> None:
         elif move == 7:
             (machine.message_is_lost if coin else machine.time_passes)(queue)
         elif move == 8 and machine.tenants and (coin or machine.ended):
-            machine.cancel_or_delete(pick)
+            machine.drop(pick) if pick % 5 == 0 else machine.cancel_or_delete(pick)
         elif move == 9:
             random.choice([machine.end_drain, machine.claim_at_random, lambda who, _: machine.die(who)])(worker, queue)
         elif move == 10:

@@ -11,6 +11,25 @@ from tests.ledger.scenario import Scenario
 from tests.processes import wait_for
 
 
+def test_outcome_is_the_record_with_its_results_in_order(at: Scenario) -> None:
+    at.submit("job", (2, 1, 3))
+    shards = at.claim().shards
+    assert at.ledger.outcome("job", "alice")[0].status is JobStatus.RUNNING
+    at.commit(shards[2], failed=[1])
+    job, results = at.ledger.outcome("job", "alice")
+    assert [str(span) for span, _ in results] == ["3+3"]
+    assert [error.index for error in job.errors] == [4]
+    at.commit(*shards[:2])
+    job, results = at.ledger.outcome("job", "alice")
+    found = list(results)
+    assert job == at.job()
+    assert [str(span) for span, _ in found] == ["0+2", "2+1", "3+3"]
+    assert [block for _, block in found] == [at.ledger.result("job", span) for span, _ in found]
+    for job_id, tenant in (("job", "bob"), ("never", "alice")):
+        with pytest.raises(JobNotFound):
+            at.ledger.outcome(job_id, tenant)
+
+
 def ids_on_pages(at: Scenario, limit: int, status: JobStatus | None = None) -> list[list[str]]:
     pages: list[list[str]] = []
     more, after = True, ""

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import JobNotFound
-from core.jobs import Counts, JobStatus
+from core.jobs import Counts, JobStatus, Lane
 from tests.ledger.scenario import PERMANENT, PREFIX, Scenario, bytes_of
 
 
@@ -97,6 +97,38 @@ def test_ended_job_is_deleted_without_a_trace(at: Scenario, status: JobStatus) -
     assert at.all_keys() == PERMANENT
     with pytest.raises(JobNotFound):
         at.ledger.remove("job", "alice")
+
+
+@pytest.mark.parametrize("state", ["waits", "is being embedded", "is suspected", "is done"])
+def test_dropped_job_leaves_no_trace_and_harms_no_neighbour(at: Scenario, state: str) -> None:
+    at.submit("other", (1,))
+    other = at.claim_one("w2")
+    at.submit("job", (2, 2), idempotency_key="k", body_digest="d", moves=True)
+    shards = at.claim().shards if state != "waits" else ()
+    if state == "is suspected":
+        at.expire_leases()
+        at.extend(other, worker="w2")
+        at.claim("w2", lane=Lane.BULK)
+    if state == "is done":
+        at.commit(*shards)
+    for _ in range(2):
+        at.ledger.drop([("job", "alice"), ("never", "alice")])
+        at.assert_consistent()
+    assert at.commit(*shards) == [False] * len(shards)
+    assert not [name for name in at.all_keys() if name.endswith((":job", ":k"))]
+    assert at.strings("jobs", "alice") == ["other"]
+    at.commit(other)
+    at.ledger.drop([("other", "alice")])
+    for worker in ("w1", "w2"):
+        at.release(worker=worker)
+    at.forget_message()
+    assert at.all_keys() == PERMANENT
+
+
+def test_other_tenants_job_is_not_dropped(at: Scenario) -> None:
+    at.submit("job")
+    at.ledger.drop([("job", "bob")])
+    assert at.job().status is JobStatus.QUEUED
 
 
 def test_cancelled_job_never_starts_again(at: Scenario) -> None:

@@ -92,6 +92,12 @@ def test_results_lie_in_the_store_and_references_in_redis(kept: Scenario, store:
     block = kept.ledger.result("job", kept.ledger.finished("job")[1])
     assert len(block.vectors) == 2 * 300 * 4
     assert block.tokens == (5, 5)
+    assert [found for _, found in kept.ledger.outcome("job", "alice")[1]] == [
+        kept.ledger.result("job", span) for span in kept.ledger.finished("job")
+    ]
+    kept.ledger.drop([("job", "alice")])
+    collect(kept)
+    assert store.keys("job") == []
 
 
 def test_small_results_stay_in_redis(kept: Scenario, store: ResultStore) -> None:

@@ -25,6 +25,8 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "require_room": lambda at: at.ledger.require_room("alice", max_waiting_inputs=1),
     "spend": lambda at: at.ledger.spend("requests", "alice", 60, 1),
     "get": lambda at: at.job(),
+    "outcome": lambda at: at.ledger.outcome("job", "alice"),
+    "drop": lambda at: at.ledger.drop([("job", "alice")]),
     "status": lambda at: at.ledger.status("job"),
     "jobs": lambda at: at.ledger.jobs("alice"),
     "remove": lambda at: at.ledger.remove("job", "alice"),

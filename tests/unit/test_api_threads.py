@@ -1,15 +1,16 @@
 """What the API keeps between requests: the workers' list, messages on their way, requests that wait for a job."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import fakeredis
 import pytest
 
+from api.answered_jobs import AnsweredJobs
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
-from core.errors import LedgerUnavailable
+from core.errors import LedgerUnavailable, TooManyWait
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
 from tests.processes import wait_for
@@ -160,3 +161,43 @@ def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
     ended.stopping = lambda: True
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_place_is_taken_before_there_is_a_job_to_wait_for() -> None:
+    ended = EndedJobs(Jobs(), most_waiting=1)
+    with ended.place(), pytest.raises(TooManyWait, match="1 requests wait for their vectors here"), ended.place():
+        pass
+    with ended.place():
+        ended.wait_in_place("gone", 1000)
+
+
+def test_waiter_leaves_when_it_has_given_up() -> None:
+    jobs = Jobs()
+    jobs.statuses = {"live": JobStatus.QUEUED}
+    ended = EndedJobs(jobs, most_waiting=1)
+    asked = iter([False, True])
+    ended.wait_in_place("live", 1000, given_up=lambda: next(asked))
+    assert not ended._events
+
+
+class Dropping(Ledger):
+    """The side of a ledger that drops jobs; the first call fails."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, str]]] = []
+
+    def drop(self, jobs: Iterable[tuple[str, str]]) -> None:
+        self.calls.append(list(jobs))
+        if len(self.calls) == 1:
+            raise LedgerUnavailable("away")
+
+
+def test_answered_jobs_are_dropped_together_and_a_failure_ends_nothing() -> None:
+    ledger = Dropping()
+    answered = AnsweredJobs(ledger)
+    for n in range(250):
+        answered.remove(f"job{n}", "alice")
+    wait_for(lambda: sum(map(len, ledger.calls)) == 250, what="all jobs")
+    assert [job for call in ledger.calls for job in call] == [(f"job{n}", "alice") for n in range(250)]
+    assert len(ledger.calls) < 50
+    assert max(map(len, ledger.calls)) <= 100

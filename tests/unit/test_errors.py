@@ -61,6 +61,8 @@ def test_table_is_what_the_documentation_says() -> None:
         "JobNotReady": 409,
         "RequestTooLarge": 413,
         "TryLater": 429,
+        "InputFailed": 500,
+        "NotInTime": 503,
         "LedgerUnavailable": 503,
         "ResultStoreUnavailable": 503,
         "VectorApiError": 500,
