@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from api.results import PIECE_FLOATS, Part, Vector
-from api.schemas import MISSING, WORD, JobRequest, explain, kind_of, parse_json, read_input, read_options, unknown_keys
+from api.schemas import MISSING, WORD, JobRequest, Text, explain, kind_of, parse_json, read_input, read_options, unknown_keys
 from api.token_ids import decode
 from core.config import Settings
 from core.errors import InputFailed, InvalidRequest, VectorApiError
@@ -39,14 +39,36 @@ FIELDS = {"text_too_long": "", "unknown_prompt": "prompt_name", "dimensions_too_
 class EmbeddingsRequest(BaseModel):
     """The fields that a job does not have."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     encoding_format: Literal["float", "base64"] = "float"
+    """`base64`: of the little-endian float32 numbers."""
     user: str | None = None
     """Taken, as clients send it, and not used."""
 
 
 KNOWN = ("input", *JOB_OPTIONS, *EmbeddingsRequest.model_fields)
+
+
+TokenIds = Annotated[list[int], Field(min_length=1)]
+OneInput = Text | TokenIds
+Inputs = Annotated[
+    OneInput | Annotated[list[OneInput], Field(min_length=1, max_length=MOST_INPUTS)],
+    Field(description="A text or a list of texts; or token ids, where the model's encoding of them is set."),
+]
+
+
+def _described() -> Any:
+    """The body's type, for the description only: `read_embeddings` reads it. Any key may be null, which is to leave it out."""
+    fields = {name: JobRequest.model_fields[name] for name in JOB_OPTIONS} | EmbeddingsRequest.model_fields
+    kinds: dict[str, Any] = {name: (field.annotation | None, field) for name, field in fields.items()}  # type: ignore[operator]
+    body = create_model("EmbeddingsBody", __config__=EmbeddingsRequest.model_config, input=(Inputs, ...), **kinds)
+    body.model_config["json_schema_extra"] = {"examples": [{"input": "A cat sat on the mat."}]}
+    body.model_rebuild(force=True)
+    return body
+
+
+EmbeddingsBody = _described()
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,30 @@ class ModelRecord(TypedDict):
     workers: list[WorkerKind]
 
 
+class EmbeddingItem(TypedDict):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+@documented
+class Embeddings(TypedDict):
+    """The vectors of a request, in OpenAI's shape and in the order of its texts."""
+
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+    """The model's tokens, after texts were cut."""
+    truncated: NotRequired[list[int]]
+    """Which texts were cut; left out when none was."""
+
+
 class ModelList(TypedDict):
     object: Literal["list"]
     data: list[ModelRecord]

@@ -10,7 +10,9 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from api.bodies import Body, lines
 from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
@@ -33,6 +35,12 @@ CHARACTER_BYTES = 12
 """Most bytes of one character in JSON: `\\ud83d\\ude00`."""
 
 PRINTABLE = re.compile(r"[\x20-\x7e]{1,255}")
+
+IdempotencyKey = Annotated[
+    str, Field(pattern=f"^{PRINTABLE.pattern}$", description="The same key and body again find the same job.")
+]
+Replayed = Annotated[Literal["true"] | None, Field(description="The request repeats an earlier one, whose job this is.")]
+"""Of the header `Idempotency-Key`, and of `Idempotent-Replayed` in the answer."""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def _unusable(name: str, error: Exception) -> InvalidSetting:
         return InvalidSetting(f"TOKEN_ENCODING, or a model's token_encoding, is unknown; {error.args[0]}, got {name!r}")
     reason = str(error).splitlines()[0] if str(error) else ""
     message = (
-        f"the encoding of token ids {name} (TOKEN_ENCODING, or a model's token_encoding) could not be loaded ({type(error).__name__}: {reason}). It is downloaded when it is first used; "
-        "where that is not possible, set TIKTOKEN_CACHE_DIR to a folder that tiktoken has filled on another machine"
+        f"the encoding of token ids {name} could not be loaded ({type(error).__name__}: {reason}). TOKEN_ENCODING, or a model's "
+        "token_encoding, names it. It is downloaded when it is first used; where that is not possible, set TIKTOKEN_CACHE_DIR to "
+        "a folder that tiktoken has filled on another machine"
     )
     return InvalidSetting(message)
 

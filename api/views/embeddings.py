@@ -3,19 +3,33 @@
 import logging
 import time
 from collections.abc import Iterator
+from typing import Annotated
 
 from flask import Blueprint, Response, g, request
-from werkzeug.exceptions import ClientDisconnected, UnsupportedMediaType
+from pydantic import Field
+from werkzeug.exceptions import ClientDisconnected, RequestTimeout, UnsupportedMediaType
 
 from api.answers import JSON, streamed
 from api.bodies import Body, has_gone, refusing
-from api.embeddings import Asked, failure, read_embeddings, write_embeddings
+from api.embeddings import Asked, EmbeddingsBody, failure, read_embeddings, write_embeddings
+from api.openapi import Answer, describes
 from api.queries import Query
+from api.records import Embeddings
 from api.results import PIECE_FLOATS, Part, as_base64, as_floats, started
 from api.services import services, tenant_of
-from api.submission import Accepted, Submission, read_idempotency_key
+from api.submission import Accepted, IdempotencyKey, Replayed, Submission, read_idempotency_key
 from core.blocks import ResultBlock
-from core.errors import InvalidRequest, LedgerUnavailable, NotInTime
+from core.errors import (
+    IdempotencyConflict,
+    InputFailed,
+    InvalidRequest,
+    LedgerUnavailable,
+    ModelNotFound,
+    NotInTime,
+    RequestTooLarge,
+    ResultStoreUnavailable,
+    TooManyWait,
+)
 from core.jobs import Job, JobStatus
 from core.sharding import Span
 
@@ -39,7 +53,37 @@ def tell_milliseconds(answer: Response) -> Response:
 
 
 @views.post("/v1/embeddings")
+@describes(
+    {
+        200: Answer(
+            "The vectors of all texts.",
+            Embeddings,
+            {
+                "x-truncated-inputs": Annotated[int, Field(description="How many texts were cut.")],
+                "openai-processing-ms": int,
+                "Idempotent-Replayed": Replayed,
+            },
+        )
+    },
+    headers={"Idempotency-Key": IdempotencyKey},
+    bodies={JSON: EmbeddingsBody},
+    errors=(
+        ModelNotFound,
+        RequestTimeout,
+        IdempotencyConflict,
+        RequestTooLarge,
+        UnsupportedMediaType,
+        TooManyWait,
+        InputFailed,
+        NotInTime,
+        ResultStoreUnavailable,
+    ),
+)
 def create() -> Response:
+    """Embed texts at once, as OpenAI does.
+
+    A job of the interactive lane, which is waited for and then removed. What is not OpenAI's: `prompt_name`, `truncate`, `queue`.
+    """
     found = services()
     with refusing(request):
         _require_json()

@@ -1,6 +1,6 @@
 """Create, see, list and end jobs."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from flask import Blueprint, Response, request
 from pydantic import Field
@@ -15,7 +15,7 @@ from api.records import DeletedJob, JobList, JobRecord, JobWithVectors
 from api.results import read_parts, started, write_job
 from api.schemas import OPTIONS, JobBody, JobId, JobRequest, Lines, job_list, job_record
 from api.services import services, tenant_of
-from api.submission import PRINTABLE, Accepted, Submission, read_idempotency_key
+from api.submission import Accepted, IdempotencyKey, Replayed, Submission, read_idempotency_key
 from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, ModelNotFound, RequestTooLarge, ResultStoreUnavailable
 from core.jobs import Job, JobStatus
 
@@ -25,7 +25,6 @@ NDJSON = "application/x-ndjson"
 MOST_LISTED = 100
 
 
-Replayed = Annotated[Literal["true"] | None, Field(description="The request repeats an earlier one, whose job this is.")]
 CREATED = {"Location": str, "Idempotent-Replayed": Replayed}
 RETRY = {"Retry-After": Annotated[int | None, Field(description="Seconds after which to ask again; only while it lives.")]}
 
@@ -43,11 +42,7 @@ class ListQuery(TypedDict, total=False):
         202: Answer("The whole job is in Redis.", JobRecord, CREATED | RETRY),
     },
     query=(WaitQuery, JobRequest),
-    headers={
-        "Idempotency-Key": Annotated[
-            str, Field(pattern=f"^{PRINTABLE.pattern}$", description="The same key and body again return the same job.")
-        ]
-    },
+    headers={"Idempotency-Key": IdempotencyKey},
     bodies={JSON: JobBody, NDJSON: Lines},
     errors=(
         ModelNotFound,

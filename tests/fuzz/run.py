@@ -18,6 +18,7 @@ SMALL = {
     "MAX_BODY_BYTES": "30000",
     "MAX_STREAM_BYTES": "40000",
     "SHARD_INPUTS": "2",
+    "EMBEDDINGS_WAIT_SECONDS": "0.1",
 }
 """Limits of the API that are reached with small requests."""
 
