@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-flower.txt \
-  requirements-dev.txt clients/python/pyproject.toml
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements.txt \
+  requirements-flower.txt requirements-dev.txt clients/python/pyproject.toml
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help

@@ -7,11 +7,13 @@
     │   ├── JobNotFound         no such job, or it has expired (404)
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)
+    │   ├── RangeNotSatisfiable the part that is asked for begins behind the end (416)
     │   └── JobNotReady         the result cannot be given yet (409)
     ├── Unauthorized            no API key, or an unknown one (401)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
-    │   └── RateLimited         the tenant has used up what it may in a minute
+    │   ├── RateLimited         the tenant has used up what it may in a minute
+    │   └── WaitsFull           as many requests wait for their jobs as this process has threads for
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
     │   └── NewerLayout         it holds the ledger of a newer version, which this one must not touch
     ├── ResultStoreUnavailable  the place of RESULT_STORE fails (503)
@@ -65,6 +67,14 @@ class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class RangeNotSatisfiable(InvalidRequest):
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, *, param: str | None = None, size_bytes: int = 0) -> None:
+        super().__init__(message, param=param)
+        self.size_bytes = size_bytes
+
+
 class JobNotReady(InvalidRequest):
     code = "job_not_ready"
 
@@ -87,6 +97,10 @@ class BacklogFull(TryLater):
 
 class RateLimited(TryLater):
     pass
+
+
+class WaitsFull(TryLater):
+    code = "waits_full"
 
 
 class LedgerUnavailable(VectorApiError):

@@ -1,23 +1,33 @@
 """Read the vectors of a job."""
 
+from collections.abc import Iterator
+
+import numpy as np
+import orjson
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import NotAcceptable
 
-from api.answers import streamed
+from api import tables
+from api.answers import JSON, streamed
+from api.conditions import asked_range, etag_of, unchanged
+from api.dtypes import DTYPES, Dtype
+from api.manifest import write_manifest
+from api.npy import NpyFile
 from api.queries import Query
 from api.results import (
     MEDIA_TYPES,
     Page,
+    Part,
     as_base64,
-    as_floats,
+    as_numbers,
     find_page,
     read_parts,
     started,
     write_json,
     write_ndjson,
-    write_npy,
 )
 from api.services import services, tenant_of
+from core.errors import JobNotReady
 
 views = Blueprint("results", __name__)
 
@@ -26,17 +36,21 @@ ACCEPTED = {
     "application/x-ndjson": "ndjson",
     "application/x-npy": "npy",
     "application/octet-stream": "npy",
+    "application/vnd.apache.arrow.stream": "arrow",
+    "application/vnd.apache.parquet": "parquet",
 }
 
 
 @views.get("/v1/jobs/<job_id>/result")
 def show(job_id: str) -> Response:
     """A page of the result, as far as it is ready. A running job can be read; `next_offset` says where to go on."""
-    query = Query(request.args, ("offset", "limit", "format"))
+    query = Query(request.args, ("offset", "limit", "format", "dtype"))
     chosen = query.one_of("format", tuple(MEDIA_TYPES)) or _accepted_format()
+    dtype = DTYPES[query.one_of("dtype", tuple(DTYPES)) or "float32"]
     offset, limit = query.whole("offset", 0), query.whole("limit", None, minimum=1)
     page = find_page(services().ledger, job_id, tenant_of(request), offset=offset, limit=limit)
-    return _answer(page, chosen)
+    etag = etag_of(page.job, chosen, _writer(chosen), dtype.name, page.offset, page.end)
+    return unchanged(request, etag) or _answer(page, chosen, dtype, etag)
 
 
 def _accepted_format() -> str:
@@ -48,15 +62,39 @@ def _accepted_format() -> str:
     return ACCEPTED[found]
 
 
-def _answer(page: Page, chosen: str) -> Response:
-    headers = _headers(page)
-    parts = started(read_parts(services().ledger, page.job.id, page.spans, page.offset, page.end))
+def _writer(chosen: str) -> str:
+    """What the bytes depend on beside our own code."""
+    if chosen in ("arrow", "parquet"):
+        return tables.version()
+    return np.__version__ if chosen == "npy" else orjson.__version__
+
+
+def _answer(page: Page, chosen: str, dtype: Dtype, etag: str | None) -> Response:
+    headers = _headers(page) | ({"ETag": etag} if etag else {})
     if chosen == "npy":
-        file = write_npy(page, parts)
-        return streamed(file.pieces, MEDIA_TYPES[chosen], headers | {"Content-Length": str(file.size_bytes)})
+        return _answer_npy(page, dtype, etag, headers)
+    if chosen in ("arrow", "parquet"):
+        table, write = tables.open_table(page, dtype), tables.write_arrow if chosen == "arrow" else tables.write_parquet
+        return streamed(write(table, _parts(page)), MEDIA_TYPES[chosen], headers)
     if chosen == "ndjson":
-        return streamed(write_ndjson(parts), MEDIA_TYPES[chosen], headers)
-    return streamed(write_json(page, parts, as_base64 if chosen == "base64" else as_floats), MEDIA_TYPES[chosen], headers)
+        return streamed(write_ndjson(_parts(page), dtype), MEDIA_TYPES[chosen], headers)
+    embedding = as_base64 if chosen == "base64" else as_numbers
+    return streamed(write_json(page, _parts(page), dtype, embedding), MEDIA_TYPES[chosen], headers)
+
+
+def _answer_npy(page: Page, dtype: Dtype, etag: str | None, headers: dict[str, str]) -> Response:
+    file = NpyFile.of(page, dtype)
+    asked = asked_range(request, etag, file.size_bytes) if etag else None
+    start, stop = (asked.start, asked.stop) if asked else (0, file.size_bytes)
+    pieces = file.read(lambda offset, end: _parts(page, offset, end), start, stop)
+    headers |= {"Content-Length": str(stop - start), "Accept-Ranges": "bytes" if etag else "none"}
+    return streamed(pieces, MEDIA_TYPES["npy"], headers | (asked.headers if asked else {}), 206 if asked else 200)
+
+
+def _parts(page: Page, offset: int | None = None, end: int | None = None) -> Iterator[Part]:
+    """The page's blocks, or those of inputs `offset` to `end`; the first is read, so that its error is an answer of its own."""
+    first, last = page.offset if offset is None else offset, page.end if end is None else end
+    return started(read_parts(services().ledger, page.job.id, page.spans, first, last))
 
 
 def _headers(page: Page) -> dict[str, str]:
@@ -71,3 +109,19 @@ def _headers(page: Page) -> dict[str, str]:
     if not page.count and not page.job.status.ended:
         headers["Retry-After"] = "1"
     return headers
+
+
+@views.get("/v1/jobs/<job_id>/manifest")
+def show_manifest(job_id: str) -> Response:
+    """What the vectors of an ended job are, with the SHA-256 of each shard and of the npy file."""
+    Query(request.args, ())
+    page = find_page(services().ledger, job_id, tenant_of(request), offset=0, limit=None)
+    etag = etag_of(page.job, "manifest")
+    if etag is None:
+        raise JobNotReady(f"the job is {page.job.status.value}; its manifest is made when it has ended")
+    return unchanged(request, etag) or streamed(_write_manifest(page), JSON, {"ETag": etag})
+
+
+def _write_manifest(page: Page) -> Iterator[bytes]:
+    ledger, job_id = services().ledger, page.job.id
+    return write_manifest(page, started(read_parts(ledger, job_id, ledger.finished(job_id), 0, page.job.counts.total)))
