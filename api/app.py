@@ -9,7 +9,7 @@ from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import health, jobs, models, queues, results
+from api.views import events, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
@@ -41,12 +41,12 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         models=served,
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
-        ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
+        ended=EndedJobs(ledger, most_waiting=settings.api_threads * 3 // 4),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (health.views, queues.views, models.views, jobs.views, results.views):
+    for views in (health.views, queues.views, models.views, jobs.views, results.views, events.views):
         app.register_blueprint(views)
     return app

@@ -5,9 +5,9 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from core.errors import LedgerUnavailable
+from core.errors import LedgerUnavailable, WaitsFull
 from core.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,29 @@ class EndedJobs:
             remaining = deadline - time.monotonic()
             if status is None or status.ended or remaining <= 0 or ended.wait(min(CHECK_SECONDS, remaining)):
                 return
+
+    def reserve(self) -> ExitStack:
+        """A place among those who wait, for a request that stays as long as it likes; closing it gives the place back.
+
+        Raises:
+            WaitsFull: `most_waiting` requests wait already.
+        """
+        if not self._places.acquire(blocking=False):
+            raise WaitsFull(
+                "as many requests wait for their jobs as may; ask for the job now and then instead, or try again",
+                retry_after_seconds=5,
+            )
+        place = ExitStack()
+        place.callback(self._places.release)
+        return place
+
+    def ticks(self, job_id: str) -> Iterator[None]:
+        """Comes at once, each `CHECK_SECONDS`, and as soon as the job ends; no more when the process is about to stop."""
+        with self._registered(job_id) as ended:
+            while not self.stopping():
+                yield
+                ended.wait(CHECK_SECONDS)
+                ended.clear()  # before the caller looks
 
     @contextmanager
     def _registered(self, job_id: str) -> Iterator[threading.Event]:

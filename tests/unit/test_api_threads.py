@@ -1,6 +1,7 @@
 """What the API keeps between requests: the workers' list, messages on their way, requests that wait for a job."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import fakeredis
@@ -9,7 +10,7 @@ import pytest
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
-from core.errors import LedgerUnavailable
+from core.errors import LedgerUnavailable, WaitsFull
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
 from tests.processes import wait_for
@@ -160,3 +161,36 @@ def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
     ended.stopping = lambda: True
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_place_is_taken_once_and_given_back_once() -> None:
+    ended = EndedJobs(Jobs(), most_waiting=2)
+    places = [ended.reserve(), ended.reserve()]
+    with pytest.raises(WaitsFull) as found:
+        ended.reserve()
+    assert found.value.retry_after_seconds > 0
+    places[0].close()
+    places[0].close()
+    ended.reserve()
+    with pytest.raises(WaitsFull):
+        ended.reserve()
+
+
+def test_ticks_come_each_second_and_as_soon_as_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    jobs.statuses = {"mine": JobStatus.RUNNING}
+    ended = EndedJobs(jobs, most_waiting=1)
+    ticks = ended.ticks("mine")
+    next(ticks)
+    wait_for(lambda: jobs.listeners, what="the listener")
+    started = time.monotonic()
+    next(ticks)
+    assert time.monotonic() - started >= 0.9
+    monkeypatch.setattr("api.ended_jobs.CHECK_SECONDS", 60.0)
+    jobs.end("mine")
+    next(ticks)
+    assert time.monotonic() - started < 30
+    monkeypatch.setattr("api.ended_jobs.CHECK_SECONDS", 0.1)
+    ended.stopping = lambda: True
+    assert list(ticks) == []
+    assert not ended._events, "nobody is remembered who does not wait"
