@@ -45,13 +45,14 @@ KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, cold start; tables and bench/results (half an hour)
+bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, downloads, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.redis_memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.scale_out
+	$(BIN)/python -m bench.downloads
 	$(BIN)/python -m bench.cold_start
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
