@@ -8,6 +8,7 @@ from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.places import Places
 from api.services import Services
 from api.views import events, health, jobs, models, queues, results
 from api.wakes import Wakes
@@ -18,6 +19,9 @@ from core.queues import create_celery, send_embed_pending
 
 REDIS_TIMEOUT_SECONDS = 0.8
 """How long one answer of Redis may take: a client must hear of a dead Redis within a second."""
+
+MOST_TABLES = 8
+"""Results that are written as tables at a time; pyarrow needs some 30 MB for each, where the other formats need one."""
 
 STORE_TIMEOUT_SECONDS = 5.0
 """How long reading one object of the result store may take, if there is one."""
@@ -42,6 +46,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=settings.api_threads * 3 // 4),
+        tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
     )
     errors.register(app)
     app.after_request(add_security_headers)

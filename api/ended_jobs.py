@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from core.errors import LedgerUnavailable, WaitsFull
+from api.places import Places
+from core.errors import LedgerUnavailable
 from core.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class EndedJobs:
         self._events: defaultdict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._places = threading.BoundedSemaphore(most_waiting)
+        self._places = Places(most_waiting, "requests that wait for a job or follow it")
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the process is about to stop; waiters then give up, so that stopping takes no 30 s."""
 
@@ -42,13 +43,11 @@ class EndedJobs:
         Raises:
             LedgerUnavailable: Redis went away meanwhile.
         """
-        if seconds <= 0 or not self._places.acquire(blocking=False):
+        place = self._places.take() if seconds > 0 else None
+        if place is None:
             return
-        try:
-            with self._registered(job_id) as ended:
-                self._wait(ended, job_id, time.monotonic() + seconds)
-        finally:
-            self._places.release()
+        with place, self._registered(job_id) as ended:
+            self._wait(ended, job_id, time.monotonic() + seconds)
 
     def _wait(self, ended: threading.Event, job_id: str, deadline: float) -> None:
         while not self.stopping():
@@ -57,20 +56,13 @@ class EndedJobs:
             if status is None or status.ended or remaining <= 0 or ended.wait(min(CHECK_SECONDS, remaining)):
                 return
 
-    def reserve(self) -> ExitStack:
-        """A place among those who wait, for a request that stays as long as it likes; closing it gives the place back.
+    def require_place(self) -> ExitStack:
+        """A place among those who wait, for a request that stays as long as it likes.
 
         Raises:
-            WaitsFull: `most_waiting` requests wait already.
+            PlacesFull: `most_waiting` requests wait already.
         """
-        if not self._places.acquire(blocking=False):
-            raise WaitsFull(
-                "as many requests wait for their jobs as may; ask for the job now and then instead, or try again",
-                retry_after_seconds=5,
-            )
-        place = ExitStack()
-        place.callback(self._places.release)
-        return place
+        return self._places.require()
 
     def ticks(self, job_id: str) -> Iterator[None]:
         """Comes at once, each `CHECK_SECONDS`, and as soon as the job ends; no more when the process is about to stop."""

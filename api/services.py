@@ -7,6 +7,7 @@ from flask import Request, current_app, g
 
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.places import Places
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger
@@ -21,6 +22,7 @@ class Services:
     workers: LiveWorkers
     wakes: Wakes
     ended: EndedJobs
+    tables: Places
 
 
 def services() -> Services:

@@ -15,8 +15,8 @@ from api.dtypes import Dtype, vectors_of
 from api.results import Page, Part, dimensions_of
 from core.errors import InvalidRequest
 
-GROUP_ROWS = 8192
-GROUP_BYTES = 16 * 2**20
+GROUP_ROWS = 4096
+GROUP_BYTES = 8 * 2**20
 """Most rows and bytes of embeddings in a record batch or row group, but for a shard that is larger by itself."""
 
 METADATA = "vector-api"
@@ -103,19 +103,25 @@ def write_arrow(table: Table, parts: Iterator[Part]) -> Iterator[bytes]:
     with table.arrow.ipc.new_stream(sink, table.schema) as writer:
         for group in _groups(table, parts):
             writer.write_batch(group)
+            del group
             yield sink.take()
     yield sink.take()
 
 
 def write_parquet(table: Table, parts: Iterator[Part]) -> Iterator[bytes]:
-    """A Parquet file. Vectors do not compress, so it is written as it is, and most of it has no statistics."""
+    """A Parquet file. Vectors do not compress, so it is written as it is, and most of it has no statistics.
+
+    Parquet has no integers of less than four bytes, but places in a dictionary: of 256 values they are a byte each.
+    """
     from pyarrow import parquet
 
     sink = _Sink()
-    options = {"compression": "none", "use_dictionary": ["error_code", "error_message"], "write_statistics": ["index", "id"]}
+    repetitive = ["error_code", "error_message"] + (["embedding.list.element"] if table.dtype.numpy.itemsize == 1 else [])
+    options = {"compression": "none", "use_dictionary": repetitive, "write_statistics": ["index", "id"]}
     with parquet.ParquetWriter(sink, table.schema, **options) as writer:
         for group in _groups(table, parts):
             writer.write_batch(group, row_group_size=group.num_rows)
+            del group
             yield sink.take()
     yield sink.take()
 
@@ -124,39 +130,42 @@ def _groups(table: Table, parts: Iterator[Part]) -> Iterator[Any]:
     """Record batches of several shards each."""
     row_bytes = table.dtype.numpy.itemsize * table.dtype.width(table.dimensions)
     most_rows = max(1, min(GROUP_ROWS, GROUP_BYTES // max(1, row_bytes)))
-    held: list[Any] = []
+    held: list[Part] = []
     rows = 0
     for part in parts:
         count = part.stop - part.start
         if held and rows + count > most_rows:
-            yield table.arrow.concat_batches(held)
-            held, rows = [], 0
-        held.append(_batch(table, part))
+            yield _batch(table, held)
+            rows = 0
+        held.append(part)
         rows += count
     if held:
-        yield table.arrow.concat_batches(held)
+        yield _batch(table, held)
 
 
-def _batch(table: Table, part: Part) -> Any:
-    pa, block = table.arrow, part.block
-    positions = range(part.start, part.stop)
-    failed = np.array([position in block.errors for position in positions])
-    errors = [block.errors.get(position) for position in positions]
-    rows, scales = table.dtype.of(vectors_of(block, table.dimensions, part.start, part.stop))
+def _batch(table: Table, held: list[Part]) -> Any:
+    """The parts, which are let go, in one record batch."""
+    pa = table.arrow
+    vectors = [vectors_of(part.block, table.dimensions, part.start, part.stop) for part in held]
+    rows, scales = table.dtype.of(vectors[0] if len(vectors) == 1 else np.concatenate(vectors))
+    inputs = [(part, position) for part in held for position in range(part.start, part.stop)]
+    errors = [part.block.errors.get(position) for part, position in inputs]
+    failed = np.array([error is not None for error in errors])
     columns = {
-        "index": pa.array(np.arange(part.first + part.start, part.first + part.stop)),
-        "id": pa.array(block.ids[part.start : part.stop] if block.ids else [None] * len(positions), pa.string()),
+        "index": pa.array([part.first + position for part, position in inputs], pa.int64()),
+        "id": pa.array([part.block.ids[position] if part.block.ids else None for part, position in inputs], pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(
             pa.array(rows.ravel()), type=table.schema.field("embedding").type, mask=pa.array(failed)
         ),
-        "tokens": pa.array(block.tokens[part.start : part.stop], pa.int32()),
-        "truncated": pa.array([position in block.truncated for position in positions]),
+        "tokens": pa.array([part.block.tokens[position] for part, position in inputs], pa.int32()),
+        "truncated": pa.array([position in part.block.truncated for part, position in inputs]),
         "error_code": pa.array([error and error.code for error in errors], pa.string()),
         "error_message": pa.array([error and error.message for error in errors], pa.string()),
         "error_retryable": pa.array([error and error.retryable for error in errors], pa.bool_()),
     }
     if scales is not None:
         columns["scale"] = pa.array(scales, mask=failed)
+    held.clear()
     return pa.RecordBatch.from_arrays([columns[name] for name in table.schema.names], schema=table.schema)
 
 

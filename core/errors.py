@@ -13,7 +13,7 @@
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
     │   ├── RateLimited         the tenant has used up what it may in a minute
-    │   └── WaitsFull           as many requests wait for their jobs as this process has threads for
+    │   └── PlacesFull          as many requests of this kind are being answered as the process has places for
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
     │   └── NewerLayout         it holds the ledger of a newer version, which this one must not touch
     ├── ResultStoreUnavailable  the place of RESULT_STORE fails (503)
@@ -99,8 +99,8 @@ class RateLimited(TryLater):
     pass
 
 
-class WaitsFull(TryLater):
-    code = "waits_full"
+class PlacesFull(TryLater):
+    code = "too_many_at_once"
 
 
 class LedgerUnavailable(VectorApiError):

@@ -74,12 +74,20 @@ def _answer(page: Page, chosen: str, dtype: Dtype, etag: str | None) -> Response
     if chosen == "npy":
         return _answer_npy(page, dtype, etag, headers)
     if chosen in ("arrow", "parquet"):
-        table, write = tables.open_table(page, dtype), tables.write_arrow if chosen == "arrow" else tables.write_parquet
-        return streamed(write(table, _parts(page)), MEDIA_TYPES[chosen], headers)
+        return _answer_table(page, chosen, dtype, headers)
     if chosen == "ndjson":
         return streamed(write_ndjson(_parts(page), dtype), MEDIA_TYPES[chosen], headers)
     embedding = as_base64 if chosen == "base64" else as_numbers
     return streamed(write_json(page, _parts(page), dtype, embedding), MEDIA_TYPES[chosen], headers)
+
+
+def _answer_table(page: Page, chosen: str, dtype: Dtype, headers: dict[str, str]) -> Response:
+    table, parts = tables.open_table(page, dtype), _parts(page)
+    place = services().tables.require()
+    write = tables.write_arrow if chosen == "arrow" else tables.write_parquet
+    answer = streamed(write(table, parts), MEDIA_TYPES[chosen], headers)
+    answer.call_on_close(place.close)
+    return answer
 
 
 def _answer_npy(page: Page, dtype: Dtype, etag: str | None, headers: dict[str, str]) -> Response:

@@ -2,8 +2,13 @@
 
 import hashlib
 import io
+import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +21,7 @@ from tests.fakes import DIMENSIONS, vector_of
 from tests.integration.test_api_requests import error_of
 from tests.integration.test_api_results import TEXTS, new_job
 from tests.ledger_driver import Driver
+from tests.processes import ROOT, Stack
 
 pytestmark = pytest.mark.integration
 
@@ -163,6 +169,27 @@ def test_download_goes_on_where_the_connection_was_cut(api: httpx.Client, driver
     rest = get(api, job_id, headers={"Range": f"bytes={len(begun)}-", "If-Range": etag.group(1).decode()})
     assert rest.status_code == 206
     assert np.array_equal(np.load(io.BytesIO(begun + rest.content)), np.stack([vector_of(str(n)) for n in range(9000)]))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None and "CI" not in os.environ, reason="needs curl")
+def test_curl_continues_a_download_and_its_sum_is_in_the_manifest(
+    api: httpx.Client, api_stack: Stack, job: str, tmp_path: Path
+) -> None:
+    """The commands of docs/results.md."""
+    begun = get(api, job).content[:200]
+    (tmp_path / "vectors.npy").write_bytes(begun)
+    documented = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    commands = [line for line in documented.splitlines() if line.startswith("curl ") and "/events" not in line]
+    assert len(commands) == 2
+    script = "\n".join(commands).replace("http://127.0.0.1:8000", api_stack.base_url)
+    found = subprocess.run(
+        ["sh", "-ec", script], cwd=tmp_path, env=os.environ | {"JOB": job}, capture_output=True, timeout=60, check=True
+    )
+    file = (tmp_path / "vectors.npy").read_bytes()
+    assert np.array_equal(np.load(io.BytesIO(file)), VECTORS)
+    assert json.loads(found.stdout)["npy"]["sha256"] == hashlib.sha256(file).hexdigest()
+    (shown,) = re.findall(r"^```json\n(.+?)^```", documented, re.MULTILINE | re.DOTALL)
+    assert list(json.loads(shown)) == list(json.loads(found.stdout))
 
 
 # ETags ----------------------------------------------------------------------------------------------------------------

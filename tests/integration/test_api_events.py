@@ -108,7 +108,7 @@ def test_no_more_streams_than_leave_threads_for_others_and_a_client_that_goes_fr
         assert stream.recv(12) == b"HTTP/1.1 200"
         streams.append(stream)
     answer = api.get(f"/v1/jobs/{job_id}/events")
-    error_of(answer, 429, code="waits_full")
+    error_of(answer, 429, code="too_many_at_once")
     assert int(answer.headers["retry-after"]) > 0
     started = time.monotonic()
     assert api.get(f"/v1/jobs/{job_id}?wait=20").status_code == 200

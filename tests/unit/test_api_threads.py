@@ -10,7 +10,7 @@ import pytest
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
-from core.errors import LedgerUnavailable, WaitsFull
+from core.errors import LedgerUnavailable, PlacesFull
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
 from tests.processes import wait_for
@@ -165,15 +165,15 @@ def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
 
 def test_place_is_taken_once_and_given_back_once() -> None:
     ended = EndedJobs(Jobs(), most_waiting=2)
-    places = [ended.reserve(), ended.reserve()]
-    with pytest.raises(WaitsFull) as found:
-        ended.reserve()
+    places = [ended.require_place(), ended.require_place()]
+    with pytest.raises(PlacesFull) as found:
+        ended.require_place()
     assert found.value.retry_after_seconds > 0
     places[0].close()
     places[0].close()
-    ended.reserve()
-    with pytest.raises(WaitsFull):
-        ended.reserve()
+    ended.require_place()
+    with pytest.raises(PlacesFull):
+        ended.require_place()
 
 
 def test_ticks_come_each_second_and_as_soon_as_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:

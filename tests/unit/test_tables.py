@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from api import tables
+from api import create_app, tables
+from api.app import MOST_TABLES
 from api.dtypes import DTYPES, FLOAT32, Dtype
 from api.results import Page, Part
+from core.blocks import ResultBlock
+from core.config import Settings
 from core.errors import InvalidRequest, JobNotReady
 from core.sharding import Span
 from tests.unit.test_results import ALL, DIMENSIONS, FAILED, RUNNING, FinishedShards, job_of, vector
@@ -66,14 +69,24 @@ def test_schema_tells_what_the_vectors_are(chosen: str) -> None:
 
 
 def test_small_shards_share_a_row_group_and_large_ones_do_not() -> None:
-    spans = [Span(n, 1) for n in range(20_000)]
-    shards = FinishedShards(job_of(20_000), spans)
+    spans = [Span(n, 1) for n in range(9_000)]
+    shards = FinishedShards(job_of(9_000), spans)
     page = shards.page()
     pieces = write("parquet", page, shards.parts(page))
     file = pq.ParquetFile(io.BytesIO(b"".join(pieces)))
-    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [8192, 8192, 3616]
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [4096, 4096, 808]
     batches = pa.ipc.open_stream(b"".join(write("arrow", page, shards.parts(page))))
-    assert [batch.num_rows for batch in batches] == [8192, 8192, 3616]
+    assert [batch.num_rows for batch in batches] == [4096, 4096, 808]
+
+
+@pytest.mark.parametrize(("name", "bytes_each"), [("float32", 4), ("float16", 2), ("int8", 1), ("binary", 1 / 8)])
+def test_parquet_takes_no_more_than_the_numbers_need(name: str, bytes_each: float) -> None:
+    count, dimensions = 4096, 384
+    vectors = np.random.default_rng(3).standard_normal((count, dimensions)).astype("<f4")
+    part = Part(0, ResultBlock(dimensions, vectors.tobytes(), (7,) * count), 0, count)
+    page = Page(replace(job_of(count), dimensions=dimensions), 0, count, count, None, (Span(0, count),))
+    size = len(b"".join(write("parquet", page, iter([part]), DTYPES[name])))
+    assert size / count < dimensions * bytes_each * 1.13 + 24
 
 
 def test_group_of_long_vectors_is_limited_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +114,25 @@ def test_group_is_sent_before_the_next_is_read(monkeypatch: pytest.MonkeyPatch, 
 def test_table_of_an_unknown_shape_is_not_ready(chosen: str) -> None:
     with pytest.raises(JobNotReady):
         write(chosen, Page(replace(job_of(7, RUNNING), dimensions=None), 0, 0, 0, 0, ()), iter(()))
+
+
+def test_no_more_tables_are_written_at_a_time_than_memory_allows() -> None:
+    app = create_app(Settings(), ledger=FinishedShards(job_of(7), ALL))
+
+    def get(chosen: str) -> Any:
+        return app.test_client().get(f"/v1/jobs/j/result?format={chosen}")
+
+    answers = [get("arrow") for _ in range(MOST_TABLES)]  # nobody has read them yet
+    assert {answer.status_code for answer in answers} == {200}
+    refused = get("parquet")
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (429, "too_many_at_once")
+    assert int(refused.headers["retry-after"]) > 0
+    assert get("npy").status_code == 200
+    answers.pop().close()
+    with get("parquet") as found:
+        assert found.status_code == 200
+        assert found.data.endswith(b"PAR1")
+    assert get("parquet").status_code == 200
 
 
 def test_missing_pyarrow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
