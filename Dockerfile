@@ -107,9 +107,13 @@ FROM common AS api-builder
 WORKDIR /build
 RUN python3 -m venv --without-pip /opt/venv
 COPY requirements-api.lock requirements-store.lock ./
+# Further packages, such as pyarrow for results as Arrow and Parquet
+ARG EXTRA_PACKAGES=
 # numpy's tests are a fifth of what the API installs.
+# hadolint ignore=DL3013,SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --no-deps --require-hashes -r requirements-api.lock -r requirements-store.lock && \
+    if [ -n "${EXTRA_PACKAGES}" ]; then pip --python /opt/venv/bin/python install ${EXTRA_PACKAGES}; fi && \
     pip --python /opt/venv/bin/python check && \
     find /opt/venv/lib/python3*/site-packages/numpy -type d -name tests -prune -exec rm -rf {} +
 

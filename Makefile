@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements.txt requirements-flower.txt \
-  requirements-dev.txt clients/python/pyproject.toml
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements.txt \
+  requirements-flower.txt requirements-dev.txt clients/python/pyproject.toml
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
@@ -49,13 +49,14 @@ SECONDS ?= 600
 fuzz: $(READY) ## send what schemathesis makes up from the API's description, and compare the answers with it (SECONDS=600)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
-bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, cold start; tables and bench/results (half an hour)
+bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, downloads, cold start; tables and bench/results (half an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.redis_memory
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.scale_out
+	$(BIN)/python -m bench.downloads
 	$(BIN)/python -m bench.cold_start
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers

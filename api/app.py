@@ -9,8 +9,9 @@ from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.places import Places
 from api.services import Services
-from api.views import docs, embeddings, health, jobs, models, queues, results
+from api.views import docs, embeddings, events, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger, open_ledger
@@ -19,6 +20,9 @@ from core.queues import create_celery, send_embed_pending
 
 REDIS_TIMEOUT_SECONDS = 0.8
 """How long one answer of Redis may take: a client must hear of a dead Redis within a second."""
+
+MOST_TABLES = 8
+"""Results that are written as tables at a time; pyarrow needs some 30 MB for each, where the other formats need one."""
 
 STORE_TIMEOUT_SECONDS = 5.0
 """How long reading one object of the result store may take, if there is one."""
@@ -45,11 +49,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
         answered=AnsweredJobs(ledger),
+        tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (jobs.views, results.views, embeddings.views, queues.views, models.views, health.views, docs.views):
+    resources = (jobs, results, events, embeddings, queues, models, health, docs)
+    for views in (resource.views for resource in resources):
         app.register_blueprint(views)
     return app

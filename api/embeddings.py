@@ -1,6 +1,6 @@
 """OpenAI's embeddings on our jobs: read what their clients send, write what they read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from api.results import PIECE_FLOATS, Part, Vector
+from api.results import PIECE_FLOATS, Embedding, Part
 from api.schemas import MISSING, WORD, JobRequest, Text, explain, kind_of, parse_json, read_input, read_options, unknown_keys
 from api.token_ids import decode
 from core.config import Settings
@@ -166,7 +166,7 @@ def _advice(error: InputError) -> str:
     return '; send "truncate": "end" to have texts cut' if error.code == "text_too_long" else ""
 
 
-def write_embeddings(job: Job, parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[bytes]:
+def write_embeddings(job: Job, parts: Iterator[Part], embedding: Embedding) -> Iterator[bytes]:
     """OpenAI's answer. `truncated` lists the inputs that were cut; without any it is left out, and nothing is not OpenAI's."""
     between, truncated = b'{"object":"list","data":[', list[int]()
     for part in parts:

@@ -5,9 +5,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from core.errors import LedgerUnavailable, TooManyWait
+from api.places import Places
+from core.errors import LedgerUnavailable
 from core.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,7 @@ class EndedJobs:
         self._events: defaultdict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._most_waiting = most_waiting
-        self._places = threading.BoundedSemaphore(most_waiting)
+        self._places = Places(most_waiting, "requests that wait for a job or follow it")
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the process is about to stop; waiters then give up, so that stopping takes no 30 s."""
 
@@ -43,27 +43,11 @@ class EndedJobs:
         Raises:
             LedgerUnavailable: Redis went away meanwhile.
         """
-        if seconds <= 0 or not self._places.acquire(blocking=False):
+        place = self._places.take() if seconds > 0 else None
+        if place is None:
             return
-        try:
+        with place:
             self.wait_in_place(job_id, seconds)
-        finally:
-            self._places.release()
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the `most_waiting` places, for a request that must wait: it takes a place before it submits its job.
-
-        Raises:
-            TooManyWait: none is free.
-        """
-        if not self._places.acquire(blocking=False):
-            message = f"{self._most_waiting} requests wait for their vectors here, no more can (three quarters of API_THREADS)"
-            raise TooManyWait(message, retry_after_seconds=1)
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def wait_in_place(self, job_id: str, seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
         """The same as `wait` for who has a place. Returns also soon after `given_up` says so."""
@@ -74,6 +58,22 @@ class EndedJobs:
                 remaining = deadline - time.monotonic()
                 if status is None or status.ended or remaining <= 0 or ended.wait(min(CHECK_SECONDS, remaining)):
                     return
+
+    def require_place(self) -> ExitStack:
+        """A place among those who wait, for a request that must: it takes one before it submits its job, or follows one.
+
+        Raises:
+            PlacesFull: `most_waiting` requests wait already.
+        """
+        return self._places.require()
+
+    def ticks(self, job_id: str) -> Iterator[None]:
+        """Comes at once, each `CHECK_SECONDS`, and as soon as the job ends; no more when the process is about to stop."""
+        with self._registered(job_id) as ended:
+            while not self.stopping():
+                yield
+                ended.wait(CHECK_SECONDS)
+                ended.clear()  # before the caller looks
 
     @contextmanager
     def _registered(self, job_id: str) -> Iterator[threading.Event]:

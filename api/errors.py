@@ -27,6 +27,7 @@ from core.errors import (
     LedgerUnavailable,
     ModelNotFound,
     NotInTime,
+    RangeNotSatisfiable,
     RequestTooLarge,
     ResultStoreUnavailable,
     TryLater,
@@ -54,6 +55,7 @@ KINDS: dict[type[VectorApiError], Kind] = {
     IdempotencyConflict: Kind(409, INVALID, None),
     JobNotReady: Kind(409, INVALID, 1),
     RequestTooLarge: Kind(413, INVALID, None),
+    RangeNotSatisfiable: Kind(416, INVALID, None),
     TryLater: Kind(429, RATE_LIMIT, 60),
     InputFailed: Kind(500, SERVER, None),
     NotInTime: Kind(503, SERVER, 1),
@@ -88,24 +90,30 @@ def kind_of(error: VectorApiError | type[VectorApiError]) -> Kind:
     return next(KINDS[found] for found in kind.__mro__ if found in KINDS)
 
 
-def _answer_our_error(error: VectorApiError) -> Response:
-    kind = kind_of(error)
-    message, retry_after = error.message, kind.retry_after_seconds
-    if kind.status >= 500:
-        log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
+def body_of(error: VectorApiError) -> bytes:
+    """What the client is told of an error: nothing that Redis or the result store said of hosts and paths."""
+    message = error.message
     if error.__cause__ is not None and isinstance(error, LedgerUnavailable):
-        message = UNREACHABLE  # what Redis said names hosts and paths
+        message = UNREACHABLE
     if error.__cause__ is not None and isinstance(error, ResultStoreUnavailable):
         message = f"the result store {error.store} cannot be reached or refuses; the job is unharmed, try again"
-    if isinstance(error, TryLater):
-        retry_after = error.retry_after_seconds
+    return error_body(message, kind_of(error).type, error.param, error.code)
+
+
+def _answer_our_error(error: VectorApiError) -> Response:
+    kind = kind_of(error)
+    retry_after = error.retry_after_seconds if isinstance(error, TryLater) else kind.retry_after_seconds
+    if kind.status >= 500:
+        log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
     if isinstance(error, InputFailed) and error.retryable:
         retry_after = 1
-    answer = _answer(kind.status, error_body(message, kind.type, error.param, error.code))
+    answer = _answer(kind.status, body_of(error))
     if retry_after is None:
         answer.headers["x-should-retry"] = "false"
     else:
         answer.headers["Retry-After"] = str(retry_after)
+    if isinstance(error, RangeNotSatisfiable):
+        answer.headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

@@ -71,12 +71,15 @@ class JobRecord(TypedDict):
     links: JobLinks
 
 
+@documented
 class VectorItem(TypedDict):
     """An input with its vector."""
 
     index: int
     id: str | None
     embedding: list[float] | str
+    scale: NotRequired[float]
+    """Of int8: what the numbers are to be multiplied with."""
     tokens: int
     truncated: bool
 
@@ -117,6 +120,45 @@ class ResultPage(TypedDict):
     """The first input from `offset` on that has not ended."""
     complete: bool
     data: list[VectorItem | FailedItem]
+
+
+class ShardSum(TypedDict):
+    first: int
+    count: int
+    sha256: str
+
+
+class FileSum(TypedDict):
+    count: int
+    bytes: int
+    head_bytes: int
+    sha256: str
+
+
+@documented
+class Manifest(TypedDict):
+    """What the vectors of an ended job are, and how to tell that a copy of them is whole."""
+
+    object: Literal["manifest"]
+    job: str
+    status: JobStatus
+    model: str
+    revision: str | None
+    engine: str | None
+    device: str | None
+    dtype: str | None
+    parity: float | None
+    dimensions: int | None
+    normalize: bool
+    prompt_name: str | None
+    truncate: str
+    counts: Counts
+    created_at: float
+    ended_at: float
+    shards: list[ShardSum]
+    """Of each shard's vectors: float32, little-endian, in order."""
+    npy: FileSum | None
+    """Of `?format=npy`; null when there is no vector."""
 
 
 class JobList(TypedDict):

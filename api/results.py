@@ -1,15 +1,17 @@
-"""The vectors of a job as pages in four formats, streamed: one shard's result is held at a time."""
+"""The vectors of a job as pages, streamed: one shard's result is held at a time.
+
+Here as JSON; `api.npy` and `api.tables` write the other formats.
+"""
 
 import base64
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import orjson
 
+from api.dtypes import FLOAT32, Array, Dtype, vectors_of
 from api.schemas import job_record
 from core.blocks import ResultBlock
 from core.errors import InvalidRequest, JobNotReady
@@ -20,16 +22,15 @@ from core.sharding import Span, covering
 PIECE_FLOATS = 65_536
 """Numbers turned into JSON at a time."""
 
-FLOAT_BYTES = 4
-
 MEDIA_TYPES = {
     "json": "application/json",
     "base64": "application/json",
     "ndjson": "application/x-ndjson",
     "npy": "application/x-npy",
+    "arrow": "application/vnd.apache.arrow.stream",
+    "parquet": "application/vnd.apache.parquet",
 }
 
-Vector = np.ndarray[tuple[int], np.dtype[np.float32]]
 T = TypeVar("T")
 
 
@@ -97,12 +98,14 @@ def _next_offset(job: Job, spans: Iterable[Span], end: int) -> int | None:
 
 
 def read_parts(ledger: Ledger, job_id: str, spans: Iterable[Span], offset: int, end: int) -> Iterator[Part]:
-    """The blocks of the spans, read one by one as they are asked for.
+    """The blocks of the spans that hold inputs `offset` to `end` (exclusive), read one by one as they are asked for.
 
     Raises:
         JobNotFound: the job was deleted or expired meanwhile; also from the iterator.
     """
     for span in spans:
+        if span.end <= offset or span.first >= end:
+            continue
         start, stop = max(offset, span.first) - span.first, min(end, span.end) - span.first
         yield Part(span.first, ledger.result(job_id, span), start, stop)
 
@@ -114,20 +117,37 @@ def started(parts: Iterator[T]) -> Iterator[T]:
     return parts
 
 
+def dimensions_of(job: Job) -> int:
+    """The length of the job's vectors, for formats that begin with it.
+
+    Raises:
+        JobNotReady: no shard is finished, so nobody knows it yet.
+        InvalidRequest: nobody ever will.
+    """
+    if job.dimensions is not None:
+        return job.dimensions
+    if job.status.ended:
+        raise InvalidRequest("the job ended before anything of it was finished; format json tells so, too", param="format")
+    raise JobNotReady("nothing of the job is finished yet, so the array's shape is unknown")
+
+
 # Formats --------------------------------------------------------------------------------------------------------------
 
 
-def as_floats(vector: Vector) -> Any:
+Embedding = Callable[[Array], Any]
+
+
+def as_numbers(row: Array) -> Any:
     """What orjson writes as the shortest decimals that read back as the same float32."""
-    return vector
+    return row
 
 
-def as_base64(vector: Vector) -> Any:
-    """Base64 of the little-endian float32 numbers."""
-    return base64.b64encode(vector.tobytes()).decode()
+def as_base64(row: Array) -> Any:
+    """Base64 of the little-endian numbers."""
+    return base64.b64encode(row.tobytes()).decode()
 
 
-def write_json(page: Page, parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[bytes]:
+def write_json(page: Page, parts: Iterator[Part], dtype: Dtype, embedding: Embedding) -> Iterator[bytes]:
     """The page as one JSON object, with all that is known about the page in front of the data."""
     head = {
         "object": "list",
@@ -140,74 +160,50 @@ def write_json(page: Page, parts: Iterator[Part], embedding: Callable[[Vector], 
         "ready": page.ready,
         "complete": page.complete,
     }
-    return _write_object(head, parts, embedding)
+    return _write_object(head, parts, dtype, embedding)
 
 
 def write_job(job: Job, parts: Iterator[Part]) -> Iterator[bytes]:
     """The job's record with the vectors in it."""
-    return _write_object(job_record(job), parts, as_floats)
+    return _write_object(job_record(job), parts, FLOAT32, as_numbers)
 
 
-def _write_object(head: Mapping[str, Any], parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[bytes]:
+def _write_object(head: Mapping[str, Any], parts: Iterator[Part], dtype: Dtype, embedding: Embedding) -> Iterator[bytes]:
     between = orjson.dumps(head)[:-1] + b',"data":['
-    for items in _items(parts, embedding):
+    for items in _items(parts, dtype, embedding):
         yield between
         yield orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
         between = b","
     yield b"]}" if between == b"," else between + b"]}"
 
 
-def write_ndjson(parts: Iterator[Part]) -> Iterator[bytes]:
+def write_ndjson(parts: Iterator[Part], dtype: Dtype) -> Iterator[bytes]:
     """One item a line."""
     option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    for items in _items(parts, as_floats):
+    for items in _items(parts, dtype, as_numbers):
         yield b"".join(orjson.dumps(item, option=option) for item in items)
 
 
-def _items(parts: Iterator[Part], embedding: Callable[[Vector], Any]) -> Iterator[list[dict[str, Any]]]:
+def _items(parts: Iterator[Part], dtype: Dtype, embedding: Embedding) -> Iterator[list[dict[str, Any]]]:
     """Items of a few inputs at a time, so that little JSON is held at once."""
     for part in parts:
-        vectors = np.frombuffer(part.block.vectors, dtype="<f4").reshape(-1, max(1, part.block.dimensions))
         step = max(1, PIECE_FLOATS // max(1, part.block.dimensions))
         for start in range(part.start, part.stop, step):
-            yield [_item(part, n, vectors, embedding) for n in range(start, min(start + step, part.stop))]
+            yield _piece(part._replace(start=start, stop=min(start + step, part.stop)), dtype, embedding)
 
 
-def _item(part: Part, position: int, vectors: Any, embedding: Callable[[Vector], Any]) -> dict[str, Any]:
+def _piece(part: Part, dtype: Dtype, embedding: Embedding) -> list[dict[str, Any]]:
     block = part.block
-    item: dict[str, Any] = {"index": part.first + position, "id": block.ids[position] if block.ids else None}
-    if error := block.errors.get(position):
-        return item | {"error": {"code": error.code, "message": error.message, "retryable": error.retryable}}
-    return item | {
-        "embedding": embedding(vectors[position]),
-        "tokens": block.tokens[position],
-        "truncated": position in block.truncated,
-    }
-
-
-class NpyFile(NamedTuple):
-    size_bytes: int
-    pieces: Iterator[bytes]
-
-
-def write_npy(page: Page, parts: Iterator[Part]) -> NpyFile:
-    """The page as an array for `numpy.load`: float32, C order, (count, dimensions), NaN where an input failed.
-
-    Raises:
-        JobNotReady: no shard is finished, so nobody knows the dimensions yet.
-    """
-    dimensions = page.job.dimensions
-    if dimensions is None:
-        raise JobNotReady("nothing of the job is finished yet, so the array's shape is unknown")
-    head = io.BytesIO()
-    shape = (page.count, dimensions)
-    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    size_bytes = head.tell() + FLOAT_BYTES * page.count * dimensions
-    return NpyFile(size_bytes, chain([head.getvalue()], (_rows(part, dimensions) for part in parts)))
-
-
-def _rows(part: Part, dimensions: int) -> bytes:
-    width = FLOAT_BYTES * dimensions
-    if part.block.dimensions != dimensions:  # a shard without any vector need not know the model's
-        return np.full((part.stop - part.start, dimensions), np.nan, dtype="<f4").tobytes()
-    return part.block.vectors[part.start * width : part.stop * width]
+    rows, scales = dtype.of(vectors_of(block, block.dimensions, part.start, part.stop))
+    items = []
+    for row, position in enumerate(range(part.start, part.stop)):
+        item: dict[str, Any] = {"index": part.first + position, "id": block.ids[position] if block.ids else None}
+        if error := block.errors.get(position):
+            item["error"] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+        else:
+            item["embedding"] = embedding(rows[row])
+            if scales is not None:
+                item["scale"] = scales[row]
+            item |= {"tokens": block.tokens[position], "truncated": position in block.truncated}
+        items.append(item)
+    return items

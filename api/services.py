@@ -8,6 +8,7 @@ from flask import Request, current_app, g
 from api.answered_jobs import AnsweredJobs
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.places import Places
 from api.wakes import Wakes
 from core.config import Settings
 from core.ledger import Ledger
@@ -23,6 +24,7 @@ class Services:
     wakes: Wakes
     ended: EndedJobs
     answered: AnsweredJobs
+    tables: Places
 
 
 def services() -> Services:

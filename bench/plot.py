@@ -260,6 +260,18 @@ def redis_memory(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def downloads(result: Mapping[str, Any]) -> Figure:
+    rows = result["rows"]
+    title = f"Reading {result['inputs']:,} vectors of {result['dimensions']} numbers"
+    made, (speed, memory) = figure(2, len(rows) * ROW_INCHES + 0.4, title, result)
+    sizes = {row["format"]: f"of {number(row['megabytes'])}" for row in rows}
+    bars(speed, {row["format"]: row["megabytes_per_second"] for row in rows}, (OURS,) * len(rows), sizes, names=True)
+    speed.set_title("MB per second")
+    bars(memory, {row["format"]: row["api_peak_megabytes"] for row in rows}, (PURPLE,) * len(rows), {}, names=False)
+    memory.set_title("API: most MB of memory")
+    return made
+
+
 def scale_out(result: Mapping[str, Any]) -> Figure:
     work = result["work"]
     made, axes = figure(len(work), 2.2, "Inputs per second with 1 to 4 workers, each on a host of its own", result)
@@ -302,6 +314,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "memory": memory,
     "redis_memory": redis_memory,
     "scale_out": scale_out,
+    "downloads": downloads,
     "gpu": gpu,
 }
 

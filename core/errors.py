@@ -7,12 +7,13 @@
     │   ├── JobNotFound         no such job, or it has expired (404)
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)
+    │   ├── RangeNotSatisfiable the part that is asked for begins behind the end (416)
     │   └── JobNotReady         the result cannot be given yet (409)
     ├── Unauthorized            no API key, or an unknown one (401)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
     │   ├── RateLimited         the tenant has used up what it may in a minute
-    │   └── TooManyWait         no more requests can wait for their vectors in this process
+    │   └── PlacesFull          as many requests of this kind are being answered as the process has places for
     ├── NotInTime               the vectors did not come while a request could wait for them (503)
     ├── InputFailed             an input has no vector, for no fault of its client (500)
     ├── LedgerUnavailable       Redis cannot be reached or refuses writes (503)
@@ -68,6 +69,14 @@ class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
 
 
+class RangeNotSatisfiable(InvalidRequest):
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, *, param: str | None = None, size_bytes: int = 0) -> None:
+        super().__init__(message, param=param)
+        self.size_bytes = size_bytes
+
+
 class JobNotReady(InvalidRequest):
     code = "job_not_ready"
 
@@ -92,8 +101,8 @@ class RateLimited(TryLater):
     pass
 
 
-class TooManyWait(TryLater):
-    code = "too_many_waiting"
+class PlacesFull(TryLater):
+    code = "too_many_at_once"
 
 
 class NotInTime(VectorApiError):

@@ -15,7 +15,7 @@ from api.embeddings import Asked, EmbeddingsBody, failure, read_embeddings, writ
 from api.openapi import Answer, describes
 from api.queries import Query
 from api.records import Embeddings
-from api.results import PIECE_FLOATS, Part, as_base64, as_floats, started
+from api.results import PIECE_FLOATS, Part, as_base64, as_numbers, started
 from api.services import services, tenant_of
 from api.submission import Accepted, IdempotencyKey, Replayed, Submission, read_idempotency_key
 from core.blocks import ResultBlock
@@ -26,9 +26,9 @@ from core.errors import (
     LedgerUnavailable,
     ModelNotFound,
     NotInTime,
+    PlacesFull,
     RequestTooLarge,
     ResultStoreUnavailable,
-    TooManyWait,
 )
 from core.jobs import Job, JobStatus
 from core.sharding import Span
@@ -73,7 +73,7 @@ def tell_milliseconds(answer: Response) -> Response:
         IdempotencyConflict,
         RequestTooLarge,
         UnsupportedMediaType,
-        TooManyWait,
+        PlacesFull,
         InputFailed,
         NotInTime,
         ResultStoreUnavailable,
@@ -91,7 +91,7 @@ def create() -> Response:
         key = read_idempotency_key(request.headers.get("Idempotency-Key"))
         body = Body(request, limit_bytes=found.settings.max_body_bytes, setting="MAX_BODY_BYTES", digest_head=DIGEST_HEAD)
         asked = read_embeddings(body.read(), found.settings, found.models, repeatable=key is not None)
-    with found.ended.place():
+    with found.ended.require_place():
         accepted = Submission(found, tenant_of(request), body, key).take(asked.job, asked.model, asked.inputs)
         try:
             answer = _answer(asked, accepted, repeatable=key is not None)
@@ -121,7 +121,7 @@ def _answer(asked: Asked, accepted: Accepted, *, repeatable: bool) -> Response:
     headers = {"x-truncated-inputs": str(job.truncated)}
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
-    pieces = write_embeddings(job, parts, as_base64 if asked.encoding_format == "base64" else as_floats)
+    pieces = write_embeddings(job, parts, as_base64 if asked.encoding_format == "base64" else as_numbers)
     if job.counts.total * (job.dimensions or 0) <= PIECE_FLOATS:
         return Response(b"".join(pieces), headers=headers, mimetype=JSON)
     return streamed(pieces, JSON, headers)

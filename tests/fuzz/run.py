@@ -26,8 +26,8 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 JOBS_OF_A_KIND = 4
 
 
-def make_jobs(stack: Stack, headers: dict[str, str]) -> list[str]:
-    """Ids of jobs that are queued, half done, done, done but for one input, and cancelled."""
+def make_jobs(stack: Stack, headers: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Ids of jobs that have ended, some with a failed input and some cancelled, and of jobs that are half done or queued."""
     driver = Driver(Ledger(connect(stack.redis_url, timeout_seconds=5, retries=2), "vector-api:"))
     with httpx.Client(base_url=stack.base_url, headers=headers) as client:
 
@@ -44,7 +44,7 @@ def make_jobs(stack: Stack, headers: dict[str, str]) -> list[str]:
             client.delete(f"/v1/jobs/{job_id}").raise_for_status()
         half = submit(JOBS_OF_A_KIND)
         driver.work(JOBS_OF_A_KIND)
-        return ended + with_failed + cancelled + half + submit(JOBS_OF_A_KIND)
+        return ended + with_failed + cancelled, half + submit(JOBS_OF_A_KIND)
 
 
 def fuzz(stack: Stack, *options: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,9 +53,11 @@ def fuzz(stack: Stack, *options: str, key: str | None = None) -> subprocess.Comp
     command = [str(Path(sys.executable).with_name("st")), "--no-color", "--config-file", str(CONFIGURATION)]
     command += ["run", f"{stack.base_url}/openapi.json", "--continue-on-failure", *options]
     command += [f"--header={name}:{value}" for name, value in headers.items()]
+    ended, live = make_jobs(stack, headers)
     environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")} | {
         "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
-        "FUZZ_JOBS": " ".join(make_jobs(stack, headers)),
+        "FUZZ_JOBS": " ".join(ended + live),
+        "FUZZ_ENDED_JOBS": " ".join(ended),
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
     }

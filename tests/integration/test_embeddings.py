@@ -324,7 +324,7 @@ def test_too_many_that_wait_are_told_and_who_goes_makes_room(url: str, ledger: L
     waiting = [connected(url, {"Idempotency-Key": f"key {n}"}) for n in range(PLACES)]
     wait_for(lambda: len(live_jobs(ledger, "alice")) == PLACES, what="the jobs")
     answer = raw.post("/v1/embeddings", json={"input": "a"})
-    assert f"{PLACES} requests wait for their vectors here" in error_of(answer, 429, code="too_many_waiting")
+    assert f"{PLACES} requests that wait for a job" in error_of(answer, 429, code="too_many_at_once")
     assert 1 <= int(answer.headers["retry-after"]) <= 120
     assert raw.get("/v1/jobs").status_code == 200, "other requests are answered"
     for connection in waiting:

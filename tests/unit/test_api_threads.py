@@ -1,6 +1,7 @@
 """What the API keeps between requests: the workers' list, messages on their way, requests that wait for a job."""
 
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import fakeredis
@@ -10,7 +11,7 @@ from api.answered_jobs import AnsweredJobs
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
-from core.errors import LedgerUnavailable, TooManyWait
+from core.errors import LedgerUnavailable, PlacesFull
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
 from tests.processes import wait_for
@@ -163,14 +164,6 @@ def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
     assert not thread.is_alive()
 
 
-def test_place_is_taken_before_there_is_a_job_to_wait_for() -> None:
-    ended = EndedJobs(Jobs(), most_waiting=1)
-    with ended.place(), pytest.raises(TooManyWait, match="1 requests wait for their vectors here"), ended.place():
-        pass
-    with ended.place():
-        ended.wait_in_place("gone", 1000)
-
-
 def test_waiter_leaves_when_it_has_given_up() -> None:
     jobs = Jobs()
     jobs.statuses = {"live": JobStatus.QUEUED}
@@ -201,3 +194,36 @@ def test_answered_jobs_are_dropped_together_and_a_failure_ends_nothing() -> None
     assert [job for call in ledger.calls for job in call] == [(f"job{n}", "alice") for n in range(250)]
     assert len(ledger.calls) < 50
     assert max(map(len, ledger.calls)) <= 100
+
+
+def test_place_is_taken_once_and_given_back_once() -> None:
+    ended = EndedJobs(Jobs(), most_waiting=2)
+    places = [ended.require_place(), ended.require_place()]
+    with pytest.raises(PlacesFull) as found:
+        ended.require_place()
+    assert found.value.retry_after_seconds > 0
+    places[0].close()
+    places[0].close()
+    ended.require_place()
+    with pytest.raises(PlacesFull):
+        ended.require_place()
+
+
+def test_ticks_come_each_second_and_as_soon_as_the_job_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    jobs.statuses = {"mine": JobStatus.RUNNING}
+    ended = EndedJobs(jobs, most_waiting=1)
+    ticks = ended.ticks("mine")
+    next(ticks)
+    wait_for(lambda: jobs.listeners, what="the listener")
+    started = time.monotonic()
+    next(ticks)
+    assert time.monotonic() - started >= 0.9
+    monkeypatch.setattr("api.ended_jobs.CHECK_SECONDS", 60.0)
+    jobs.end("mine")
+    next(ticks)
+    assert time.monotonic() - started < 30
+    monkeypatch.setattr("api.ended_jobs.CHECK_SECONDS", 0.1)
+    ended.stopping = lambda: True
+    assert list(ticks) == []
+    assert not ended._events, "nobody is remembered who does not wait"

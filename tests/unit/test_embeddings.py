@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from api.embeddings import failure, read_embeddings, write_embeddings
-from api.results import Part, as_base64, as_floats
+from api.results import Part, as_base64, as_numbers
 from core.blocks import ResultBlock
 from core.config import Settings
 from core.errors import InputFailed, InvalidRequest, ModelNotFound
@@ -108,7 +108,7 @@ def part_of(first: int, vectors: np.ndarray, truncated: Sequence[int] = ()) -> P
 def test_answer_is_openais_in_both_formats_and_in_pieces(shape: tuple[int, int]) -> None:
     vectors = np.random.default_rng(1).standard_normal((2 * shape[0], shape[1])).astype("<f4")
     halves = [part_of(0, vectors[: shape[0]]), part_of(shape[0], vectors[shape[0] :])]
-    for embedding in (as_floats, as_base64):
+    for embedding in (as_numbers, as_base64):
         pieces = list(write_embeddings(job_of(len(vectors), tokens=9), iter(halves), embedding))
         answer = json.loads(b"".join(pieces))
         assert list(answer) == ["object", "data", "model", "usage"]
@@ -125,7 +125,7 @@ def test_answer_is_openais_in_both_formats_and_in_pieces(shape: tuple[int, int])
 def test_inputs_that_were_cut_are_told_by_their_index() -> None:
     vectors = np.ones((4, 2), dtype="<f4")
     parts = iter([part_of(0, vectors, {3, 1}), part_of(4, vectors, {0})])
-    assert json.loads(b"".join(write_embeddings(job_of(8), parts, as_floats)))["truncated"] == [1, 3, 4]
+    assert json.loads(b"".join(write_embeddings(job_of(8), parts, as_numbers)))["truncated"] == [1, 3, 4]
 
 
 def test_first_input_that_failed_is_named() -> None:

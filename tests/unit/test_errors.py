@@ -60,6 +60,7 @@ def test_table_is_what_the_documentation_says() -> None:
         "IdempotencyConflict": 409,
         "JobNotReady": 409,
         "RequestTooLarge": 413,
+        "RangeNotSatisfiable": 416,
         "TryLater": 429,
         "InputFailed": 500,
         "NotInTime": 503,

@@ -1,7 +1,6 @@
 """Pages of a result and the formats they are written in."""
 
 import base64
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api import results
+from api.dtypes import DTYPES, FLOAT32
 from api.results import Page, Part
 from core.blocks import ResultBlock
 from core.errors import InvalidRequest, JobNotFound, JobNotReady
@@ -171,9 +171,9 @@ def read_items(chosen: str, offset: int, limit: int | None) -> tuple[Page, list[
     shards = FinishedShards(job_of(7), ALL, FAILED)
     page = shards.page(offset, limit)
     if chosen == "ndjson":
-        return page, [json.loads(line) for line in b"".join(results.write_ndjson(shards.parts(page))).splitlines()]
-    embedding = results.as_base64 if chosen == "base64" else results.as_floats
-    body = json.loads(b"".join(results.write_json(page, shards.parts(page), embedding)))
+        return page, [json.loads(line) for line in b"".join(results.write_ndjson(shards.parts(page), FLOAT32)).splitlines()]
+    embedding = results.as_base64 if chosen == "base64" else results.as_numbers
+    body = json.loads(b"".join(results.write_json(page, shards.parts(page), FLOAT32, embedding)))
     if chosen == "base64":
         for item in body["data"]:
             if "embedding" in item:
@@ -201,36 +201,41 @@ def test_items_are_the_same_in_every_format(
             assert (item["tokens"], item["truncated"]) == (index % 3, index % 3 == 0)
 
 
-@pytest.mark.parametrize(("offset", "limit"), [(0, None), (0, 1), (2, 3), (4, 1), (7, None)])
-def test_array_has_a_row_for_each_input(offset: int, limit: int | None) -> None:
-    shards = FinishedShards(job_of(7), ALL, FAILED)
-    page = shards.page(offset, limit)
-    file = results.write_npy(page, shards.parts(page))
-    content = b"".join(file.pieces)
-    assert file.size_bytes == len(content)
-    array = np.load(io.BytesIO(content))
-    assert (array.shape, array.dtype) == ((page.count, DIMENSIONS), np.dtype("<f4"))
-    for index, row in enumerate(array, start=offset):
-        assert np.isnan(row).all() if index in FAILED else row.tolist() == vector(index)
+@pytest.mark.parametrize("chosen", ["json", "base64", "ndjson"])
+@pytest.mark.parametrize("name", list(DTYPES))
+def test_items_hold_the_numbers_of_the_dtype(chosen: str, name: str) -> None:
+    shards, dtype = FinishedShards(job_of(7), ALL, FAILED), DTYPES[name]
+    page = shards.page()
+    if chosen == "ndjson":
+        items = [json.loads(line) for line in b"".join(results.write_ndjson(shards.parts(page), dtype)).splitlines()]
+    else:
+        embedding = results.as_base64 if chosen == "base64" else results.as_numbers
+        items = json.loads(b"".join(results.write_json(page, shards.parts(page), dtype, embedding)))["data"]
+    for item in items:
+        if item["index"] in FAILED:
+            assert set(item) == {"index", "id", "error"}
+            continue
+        rows, scales = dtype.of(np.array([vector(item["index"])], dtype="<f4"))
+        found = item["embedding"]
+        if chosen == "base64":
+            assert base64.b64decode(found) == rows.tobytes()
+        else:
+            assert np.array(found, dtype=dtype.numpy).tobytes() == rows.tobytes()
+        assert ("scale" in item) == dtype.scaled
+        if scales is not None:
+            assert np.float32(item["scale"]) == scales[0]
 
 
-def test_array_has_nan_rows_for_a_shard_that_has_no_vectors_at_all() -> None:
-    page = Page(job_of(2), 0, 2, 2, None, (Span(0, 2),))
-    part = Part(0, ResultBlock(dimensions=0, vectors=b"", tokens=(0, 0)), 0, 2)
-    array = np.load(io.BytesIO(b"".join(results.write_npy(page, iter([part])).pieces)))
-    assert array.shape == (2, DIMENSIONS)
-    assert np.isnan(array).all()
-
-
-def test_array_of_unknown_shape_is_not_ready() -> None:
-    page = Page(replace(job_of(7, RUNNING), dimensions=None), 0, 0, 0, 0, ())
+def test_length_of_vectors_that_nobody_knows_yet_is_not_ready_and_that_of_none_at_all_is_refused() -> None:
     with pytest.raises(JobNotReady):
-        results.write_npy(page, iter(()))
+        results.dimensions_of(replace(job_of(7, RUNNING), dimensions=None))
+    with pytest.raises(InvalidRequest, match="ended before anything of it was finished"):
+        results.dimensions_of(replace(job_of(7, CANCELLED), dimensions=None))
 
 
 def test_one_shard_is_read_at_a_time() -> None:
     shards = FinishedShards(job_of(7), ALL)
-    pieces = results.write_ndjson(results.started(shards.parts(shards.page())))
+    pieces = results.write_ndjson(results.started(shards.parts(shards.page())), FLOAT32)
     assert shards.reads == 1
     next(pieces)
     assert shards.reads == 1
