@@ -10,10 +10,10 @@ from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.services import Services
-from api.views import docs, embeddings, health, jobs, models, queues, results
+from api.views import batches, docs, embeddings, files, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
-from core.ledger import Ledger, open_ledger
+from core.ledger import Batches, Files, Ledger, open_ledger
 from core.models import Models
 from core.queues import create_celery, send_embed_pending
 
@@ -45,11 +45,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
         answered=AnsweredJobs(ledger),
+        files=Files(ledger),
+        batches=Batches(ledger),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    for views in (jobs.views, results.views, embeddings.views, queues.views, models.views, health.views, docs.views):
-        app.register_blueprint(views)
+    for resource in (jobs, results, embeddings, files, batches, queues, models, health, docs):
+        app.register_blueprint(resource.views)
     return app

@@ -19,6 +19,9 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from core.errors import (
+    BatchEnded,
+    BatchNotFound,
+    FileNotFound,
     IdempotencyConflict,
     InputFailed,
     InvalidRequest,
@@ -27,6 +30,7 @@ from core.errors import (
     LedgerUnavailable,
     ModelNotFound,
     NotInTime,
+    RangeNotSatisfiable,
     RequestTooLarge,
     ResultStoreUnavailable,
     TryLater,
@@ -51,9 +55,13 @@ KINDS: dict[type[VectorApiError], Kind] = {
     Unauthorized: Kind(401, INVALID, None),
     ModelNotFound: Kind(404, INVALID, None),
     JobNotFound: Kind(404, INVALID, None),
+    FileNotFound: Kind(404, INVALID, None),
+    BatchNotFound: Kind(404, INVALID, None),
+    BatchEnded: Kind(409, INVALID, None),
     IdempotencyConflict: Kind(409, INVALID, None),
     JobNotReady: Kind(409, INVALID, 1),
     RequestTooLarge: Kind(413, INVALID, None),
+    RangeNotSatisfiable: Kind(416, INVALID, None),
     TryLater: Kind(429, RATE_LIMIT, 60),
     InputFailed: Kind(500, SERVER, None),
     NotInTime: Kind(503, SERVER, 1),
@@ -106,6 +114,8 @@ def _answer_our_error(error: VectorApiError) -> Response:
         answer.headers["x-should-retry"] = "false"
     else:
         answer.headers["Retry-After"] = str(retry_after)
+    if isinstance(error, RangeNotSatisfiable):
+        answer.headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if isinstance(error, Unauthorized):
         answer.headers["WWW-Authenticate"] = "Bearer"
     return answer

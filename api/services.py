@@ -10,7 +10,7 @@ from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.wakes import Wakes
 from core.config import Settings
-from core.ledger import Ledger
+from core.ledger import Batches, Files, Ledger
 from core.models import Models
 
 
@@ -23,6 +23,8 @@ class Services:
     wakes: Wakes
     ended: EndedJobs
     answered: AnsweredJobs
+    files: Files
+    batches: Batches
 
 
 def services() -> Services:

@@ -5,12 +5,17 @@
     ├── InvalidRequest          the client sent something that cannot be done (400)
     │   ├── ModelNotFound       no model of this name is served (404)
     │   ├── JobNotFound         no such job, or it has expired (404)
+    │   ├── FileNotFound        no such file, or it has expired (404)
+    │   ├── BatchNotFound       no such batch, or it has expired (404)
+    │   ├── BatchEnded          it can no longer be cancelled (409)
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)
+    │   ├── RangeNotSatisfiable the part that is asked for begins behind the end (416)
     │   └── JobNotReady         the result cannot be given yet (409)
     ├── Unauthorized            no API key, or an unknown one (401)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
+    │   ├── FilesFull           the files that were sent take too much already
     │   ├── RateLimited         the tenant has used up what it may in a minute
     │   └── TooManyWait         no more requests can wait for their vectors in this process
     ├── NotInTime               the vectors did not come while a request could wait for them (503)
@@ -60,12 +65,32 @@ class JobNotFound(InvalidRequest):
     code = "job_not_found"
 
 
+class FileNotFound(InvalidRequest):
+    code = "file_not_found"
+
+
+class BatchNotFound(InvalidRequest):
+    code = "batch_not_found"
+
+
+class BatchEnded(InvalidRequest):
+    code = "batch_ended"
+
+
 class IdempotencyConflict(InvalidRequest):
     code = "idempotency_conflict"
 
 
 class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
+
+
+class RangeNotSatisfiable(InvalidRequest):
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, *, param: str | None = None, size_bytes: int = 0) -> None:
+        super().__init__(message, param=param)
+        self.size_bytes = size_bytes
 
 
 class JobNotReady(InvalidRequest):
@@ -86,6 +111,10 @@ class TryLater(VectorApiError):
 
 class BacklogFull(TryLater):
     code = "backlog_full"
+
+
+class FilesFull(TryLater):
+    code = "files_full"
 
 
 class RateLimited(TryLater):
