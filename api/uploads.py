@@ -15,7 +15,7 @@ from werkzeug.sansio import multipart
 from api.bodies import PIECE_BYTES as BODY_PIECE_BYTES
 from api.bodies import Body
 from api.queries import whole
-from api.schemas import shown
+from api.schemas import WORD, shown
 from core.config import Settings
 from core.errors import FileNotFound, InvalidRequest, LedgerUnavailable, RequestTooLarge
 from core.ledger import PIECE_BYTES, File, Files
@@ -74,7 +74,8 @@ class Upload:
             self._take_file(event, data)
             return
         if event.name not in FIELDS:
-            raise InvalidRequest(f"unknown field {shown(event.name)}; known are file, {', '.join(FIELDS)}", param=event.name)
+            param = event.name if WORD.fullmatch(event.name or "") else None
+            raise InvalidRequest(f"unknown field {shown(event.name)}; known are file, {', '.join(FIELDS)}", param=param)
         value = self._fields.get(event.name, "") + data.decode(errors="replace")
         if len(value) > MOST_FIELD_BYTES:
             raise InvalidRequest(f"{event.name} is limited to {MOST_FIELD_BYTES} characters", param=event.name)

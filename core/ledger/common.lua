@@ -263,11 +263,11 @@ end
 -- Remove a file, or what came of one whose upload broke off. Returns whether there was any.
 local function forget_file(id, tenant)
   local member = id .. '/' .. tenant
+  local bytes = redis.call('HGET', key('sizes'), member)
+  if not bytes then return false end -- another tenant's
   redis.call('ZREM', key('uploads'), member)
   redis.call('ZREM', key('files', tenant), id)
   redis.call('UNLINK', key('file', id), key('content', id))
-  local bytes = redis.call('HGET', key('sizes'), member)
-  if not bytes then return false end
   redis.call('HDEL', key('sizes'), member)
   count('files', 0 - bytes)
   count('files:' .. tenant, 0 - bytes)
@@ -276,6 +276,7 @@ end
 
 local function sweep_files(limit)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', key('uploads'), '-inf', now, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', key('uploads'), member)
     forget_file(split(member))
   end
 end

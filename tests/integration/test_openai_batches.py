@@ -1,9 +1,12 @@
 """Files and batches through OpenAI's own client, unmodified, with a real worker."""
 
+import base64
 import io
 import json
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,14 @@ from openai.types import Batch
 from launcher.redis_server import RedisServer
 from tests.conftest import QUICK
 from tests.fakes import vector_of
+from tests.integration.test_api_end_to_end import Memory
 from tests.processes import Stack, running_stack, wait_for
 
 pytestmark = pytest.mark.integration
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+MANY = 8_000
+MOST_GROWTH_BYTES = 20 * 2**20
 FINAL = ("completed", "failed", "expired", "cancelled")
 
 
@@ -107,8 +113,6 @@ def test_base64_and_options_reach_the_vectors(client: openai.OpenAI) -> None:
     lines = [line("a", "text", dimensions=4, encoding_format="base64"), line("b", "text", dimensions=4)]
     first, second = content(client, ended(client, start(client, lines)).output_file_id)
     as_base64 = first["response"]["body"]["data"][0]["embedding"]
-    import base64
-
     vector = np.frombuffer(base64.b64decode(as_base64), "<f4")
     expected = vector_of("text")[:4] / np.linalg.norm(vector_of("text")[:4])
     np.testing.assert_allclose(vector, expected, rtol=1e-6)
@@ -169,8 +173,6 @@ def test_worker_killed_in_the_middle_loses_no_line(client: openai.OpenAI, stack:
     wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, what="the first lines")  # type: ignore[union-attr]
     worker = stack.started[1]
     for child in worker.children():
-        import os
-
         os.kill(child, signal.SIGKILL)
     done = ended(client, batch)
     assert done.request_counts.to_dict() == {"total": 2000, "completed": 2000, "failed": 0}  # type: ignore[union-attr]
@@ -178,6 +180,29 @@ def test_worker_killed_in_the_middle_loses_no_line(client: openai.OpenAI, stack:
     assert [item["custom_id"] for item in found] == [item["custom_id"] for item in lines]
     for n in range(0, 2000, 97):
         np.testing.assert_allclose(found[n]["response"]["body"]["data"][0]["embedding"], vector_of(f"text {n}"), rtol=1e-6)
+
+
+def test_many_lines_pass_through_little_memory(client: openai.OpenAI, stack: Stack, tmp_path: Path) -> None:
+    """Of a file of 32 MB, and its output, the API holds a few pieces."""
+    path = tmp_path / "texts.jsonl"
+    with path.open("w") as file:
+        for n in range(MANY):
+            file.write(json.dumps(line(f"n{n}", f"text {n} " + "word " * 800)) + "\n")
+    start(client, [line("warm", "up")])
+    with Memory(stack.started[0]) as memory:
+        sent = client.files.create(file=path, purpose="batch")
+        batch = client.batches.create(input_file_id=sent.id, endpoint="/v1/embeddings", completion_window="24h")
+        assert batch.request_counts is not None
+        assert batch.request_counts.total == MANY
+        done = client.batches.cancel(batch.id)
+        counts = done.request_counts
+        assert counts is not None
+        for file_id, lines in ((done.output_file_id, counts.completed), (done.error_file_id, counts.failed)):
+            if file_id:
+                with client.files.with_streaming_response.content(file_id) as content_:
+                    assert sum(1 for _ in content_.iter_lines()) == lines
+    assert memory.growth < MOST_GROWTH_BYTES, memory
+    client.files.delete(sent.id)
 
 
 def test_lists_are_paged(client: openai.OpenAI) -> None:
