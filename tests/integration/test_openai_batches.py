@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,12 @@ from launcher.redis_server import RedisServer
 from tests.conftest import QUICK
 from tests.fakes import vector_of
 from tests.integration.test_api_end_to_end import Memory
-from tests.processes import Stack, running_stack, wait_for
+from tests.processes import ROOT, Stack, running_stack, wait_for
 
 pytestmark = pytest.mark.integration
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-MANY = 8_000
+MANY = 6_000
 MOST_GROWTH_BYTES = 20 * 2**20
 FINAL = ("completed", "failed", "expired", "cancelled")
 
@@ -109,6 +110,12 @@ def test_batch_from_file_to_file(client: openai.OpenAI) -> None:
     assert abs(output.expires_at - output.created_at - 3600) <= 1
 
 
+def test_example_of_the_documentation_runs(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"^```python\n(.+?)^```", (ROOT / "docs" / "batches.md").read_text(), re.MULTILINE | re.DOTALL)
+    exec(example.replace("http://127.0.0.1:8000", stack.base_url), {})
+    assert [shown.split()[0] for shown in capsys.readouterr().out.splitlines()] == ["text-0", "text-1"]
+
+
 def test_base64_and_options_reach_the_vectors(client: openai.OpenAI) -> None:
     lines = [line("a", "text", dimensions=4, encoding_format="base64"), line("b", "text", dimensions=4)]
     first, second = content(client, ended(client, start(client, lines)).output_file_id)
@@ -183,7 +190,7 @@ def test_worker_killed_in_the_middle_loses_no_line(client: openai.OpenAI, stack:
 
 
 def test_many_lines_pass_through_little_memory(client: openai.OpenAI, stack: Stack, tmp_path: Path) -> None:
-    """Of a file of 32 MB, and its output, the API holds a few pieces."""
+    """Of a file of 24 MB, and its output, the API holds a few pieces."""
     path = tmp_path / "texts.jsonl"
     with path.open("w") as file:
         for n in range(MANY):
