@@ -19,6 +19,7 @@ from api.submission import require_known
 from core.config import Settings
 from core.errors import InvalidRequest
 from core.ledger import LineBlock, Worker
+from core.models import Model, Models
 from core.sharding import Input
 
 ENDPOINT = "/v1/embeddings"
@@ -146,18 +147,25 @@ class _Wrong(Exception):
 
 
 class LineReader:
-    """The lines of a batch's file, read once. Afterwards `request`, `lines` and `blocks` tell what they were.
+    """The lines of a batch's file, read once. Afterwards `request`, `model`, `lines` and `blocks` tell what they were.
 
     Args:
+        workers_of: the live workers of a model.
         asked: the request for the batch.
         store: keeps a block of lines, with its number.
     """
 
     def __init__(
-        self, settings: Settings, workers: Sequence[Worker], asked: BatchRequest, store: Callable[[int, LineBlock], None]
+        self,
+        settings: Settings,
+        models: Models,
+        workers_of: Callable[[Model], Sequence[Worker]],
+        asked: BatchRequest,
+        store: Callable[[int, LineBlock], None],
     ) -> None:
         self._settings = settings
-        self._workers = workers
+        self._models = models
+        self._workers_of = workers_of
         self._fixed: dict[str, Any] = {"queue": asked.queue, "metadata": asked.metadata or {}}
         if asked.output_expires_after is not None:
             self._fixed["ttl_seconds"] = asked.output_expires_after.seconds
@@ -167,6 +175,7 @@ class LineReader:
         self._errors: list[LineError] = []
         self._held: list[tuple[str, int, bool]] = []
         self.request: JobRequest | None = None
+        self.model: Model | None = None
         self.lines = 0
         self.inputs = 0
         self.blocks = 0
@@ -276,10 +285,11 @@ class LineReader:
         if first is None:
             try:
                 self.request = read_options({"model": body.model} | body.options | self._fixed, self._settings)
-                require_known(self.request, self._workers)
+                self.model = self._models.find(body.model)
+                require_known(self.request, self._workers_of(self.model))
             except InvalidRequest as error:
                 param = "body" if error.param is None else f"body.{error.param}"
-                raise _Wrong(error.code, f"body.{error.message}", param) from None
+                raise _Wrong(error.code, error.message, param) from None
             self._first = body
             return
         if body.model != first.model:

@@ -105,9 +105,7 @@ class Submission:
         total, shards, rest = stage(self.services.ledger, job_id, inputs, self.services.settings)
         return self.submit(job_id, request, model, total, shards, rest)
 
-    def submit(
-        self, job_id: str, request: JobRequest, model: Model, total: int, shards: int, rest: list[Shard]
-    ) -> Accepted:
+    def submit(self, job_id: str, request: JobRequest, model: Model, total: int, shards: int, rest: list[Shard]) -> Accepted:
         """Accept a job of `total` inputs in so many shards, all staged but for the `rest`."""
         services, settings = self.services, self.services.settings
         served = services.workers.queues()

@@ -51,7 +51,11 @@ def _submit(submission: Submission, asked: BatchRequest) -> tuple[str, bool]:
     batch = NewBatch(tenant, file.id, asked.endpoint, asked.completion_window, asked.window_seconds, metadata=asked.metadata)
     job_id = new_job_id()
     reader = LineReader(
-        found.settings, found.workers.get(), asked, lambda number, block: found.batches.stage_lines(job_id, number, block)
+        found.settings,
+        found.models,
+        found.workers.of,
+        asked,
+        lambda number, block: found.batches.stage_lines(job_id, number, block),
     )
     try:
         inputs = reader.read(found.files.read(file))
@@ -68,7 +72,8 @@ def _submit(submission: Submission, asked: BatchRequest) -> tuple[str, bool]:
         unstage(found.ledger, job_id)
         raise
     assert reader.request is not None  # `read` has seen a line
-    accepted = submission.submit(job_id, reader.request, total, shards, rest)
+    assert reader.model is not None
+    accepted = submission.submit(job_id, reader.request, reader.model, total, shards, rest)
     return batch_of(accepted.job_id), accepted.replayed
 
 

@@ -10,6 +10,7 @@ from api.batch_input import LINES_IN_BLOCK, MOST_ERRORS, BatchRejected, LineRead
 from core.config import DEFAULT_MODEL, Settings
 from core.errors import InvalidRequest
 from core.ledger import LineBlock
+from core.models import Models
 
 SETTINGS = Settings(max_batch_inputs=5, max_input_characters=50)
 ASKED = {"input_file_id": "file-1", "endpoint": "/v1/embeddings", "completion_window": "24h"}
@@ -38,7 +39,7 @@ def read(*lines: Any, settings: Settings = SETTINGS, piece_bytes: int = 7) -> tu
         for first in range(0, len(content), piece_bytes):
             yield content[first : first + piece_bytes]
 
-    reader = LineReader(settings, [], read_batch(ASKED, settings), store)
+    reader = LineReader(settings, Models.of(settings), lambda model: [], read_batch(ASKED, settings), store)
     return [item.text for item in reader.read(pieces())], blocks, reader
 
 
