@@ -1,20 +1,34 @@
 """OpenAI's batches: jobs whose inputs come from a file, and whose result is one."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import UnsupportedMediaType
+from pydantic import Field
+from typing_extensions import TypedDict
+from werkzeug.exceptions import RequestTimeout, UnsupportedMediaType
 
 from api.answers import JSON, json_answer
 from api.batch_input import BatchRejected, BatchRequest, LineReader, read_batch
 from api.batch_output import settled
 from api.bodies import Body, refusing
+from api.openapi import Answer, describes
 from api.queries import Query
+from api.records import BatchList, BatchRecord
 from api.schemas import read_body
 from api.services import services, tenant_of
-from api.submission import Submission, new_job_id, read_idempotency_key, stage, unstage
-from core.errors import JobNotFound, LedgerUnavailable
+from api.submission import PRINTABLE, Submission, new_job_id, read_idempotency_key, stage, unstage
+from api.views.jobs import Replayed
+from core.errors import (
+    BacklogFull,
+    BatchEnded,
+    BatchNotFound,
+    FileNotFound,
+    IdempotencyConflict,
+    JobNotFound,
+    LedgerUnavailable,
+    RequestTooLarge,
+)
 from core.ledger import Batch, NewBatch
 from core.ledger.batches import batch_not_found, batch_of
 
@@ -22,10 +36,29 @@ views = Blueprint("batches", __name__, url_prefix="/v1/batches")
 
 MOST_LISTED = 100
 
+BatchId = Annotated[str, Field(description="As the batch's record tells it.")]
+
+
+class ListQuery(TypedDict, total=False):
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED)]
+    after: Annotated[str, Field(description="The `last_id` of the page before.")]
+
 
 @views.post("")
+@describes(
+    {200: Answer("The batch runs, or has failed as its file is wrong.", BatchRecord, {"Idempotent-Replayed": Replayed})},
+    headers={
+        "Idempotency-Key": Annotated[
+            str, Field(pattern=f"^{PRINTABLE.pattern}$", description="The same key and body again return the same batch.")
+        ]
+    },
+    bodies={JSON: BatchRequest},
+    errors=(FileNotFound, RequestTimeout, IdempotencyConflict, RequestTooLarge, UnsupportedMediaType, BacklogFull),
+)
 def create() -> Response:
-    """Read the file through, once: the answer comes when all of the batch is in the ledger, or it is known why it cannot be."""
+    """Create a batch of a file's lines.
+
+    The file is read through, once: the answer comes when all of the batch is in the ledger, or it is known why it cannot be."""
     Query(request.args, ())
     with refusing(request):
         if request.mimetype != JSON:
@@ -78,8 +111,10 @@ def _submit(submission: Submission, asked: BatchRequest) -> tuple[str, bool]:
 
 
 @views.get("")
+@describes({200: Answer("A page.", BatchList)}, query=(ListQuery,), errors=(BatchNotFound,))
 def list_batches() -> Response:
-    query = Query(request.args, ("limit", "after"))
+    """List batches, newest first."""
+    query = Query(request.args, ListQuery.__annotations__)
     limit = query.whole("limit", 20, minimum=1, maximum=MOST_LISTED)
     found, has_more = services().batches.page(tenant_of(request), after=query.text("after"), limit=limit)
     data = [batch_record(settled(services().ledger, services().batches, batch)) for batch in found]
@@ -95,14 +130,19 @@ def list_batches() -> Response:
 
 
 @views.get("/<batch_id>")
-def show(batch_id: str) -> Response:
+@describes({200: Answer("The batch.", BatchRecord)}, errors=(BatchNotFound,))
+def show(batch_id: BatchId) -> Response:
+    """See a batch."""
     Query(request.args, ())
     return json_answer(batch_record(_find(batch_id)))
 
 
 @views.post("/<batch_id>/cancel")
-def cancel(batch_id: str) -> Response:
-    """What is embedded by then is in the output file; it stays so."""
+@describes({200: Answer("The batch, cancelled.", BatchRecord)}, errors=(BatchNotFound, BatchEnded))
+def cancel(batch_id: BatchId) -> Response:
+    """Cancel a batch.
+
+    What is embedded by then is in the output file; it stays so."""
     Query(request.args, ())
     with refusing(request):
         services().batches.cancel(batch_id, tenant_of(request))

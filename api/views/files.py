@@ -3,20 +3,32 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 from flask import Blueprint, Response, request
-from werkzeug.exceptions import UnsupportedMediaType
+from pydantic import Field
+from typing_extensions import TypedDict
+from werkzeug.exceptions import RequestTimeout, UnsupportedMediaType
 
 from api.answers import json_answer, streamed
 from api.batch_output import BatchFile, settled
 from api.bodies import Body, refusing
 from api.conditions import asked_range
+from api.openapi import Answer, describes
 from api.queries import Query
+from api.records import DeletedFile, FileList, FileRecord
 from api.results import started
 from api.services import services, tenant_of
-from api.uploads import FRAME_BYTES, PURPOSE, Upload
-from core.errors import BatchNotFound, JobNotFound
+from api.uploads import FRAME_BYTES, LEAST_TTL_SECONDS, PURPOSE, Upload
+from core.errors import (
+    BatchNotFound,
+    FileNotFound,
+    FilesFull,
+    JobNotFound,
+    RangeNotSatisfiable,
+    RequestTooLarge,
+    ResultStoreUnavailable,
+)
 from core.ledger import Batch, File
 from core.ledger.files import file_not_found
 
@@ -28,8 +40,35 @@ MOST_LISTED = 10_000
 LISTED_AT_ONCE = 100
 
 
+FileId = Annotated[str, Field(description="As the file's record tells it.")]
+
+
+class ListQuery(TypedDict, total=False):
+    purpose: str
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED)]
+    order: Literal["asc", "desc"]
+    after: Annotated[str, Field(description="The `last_id` of the page before.")]
+
+
+UploadForm = TypedDict(
+    "UploadForm",
+    {
+        "file": bytes,
+        "purpose": Literal["batch"],
+        "expires_after[anchor]": NotRequired[Literal["created_at"]],
+        "expires_after[seconds]": NotRequired[Annotated[int, Field(ge=LEAST_TTL_SECONDS)]],
+    },
+)
+
+
 @views.post("")
+@describes(
+    {200: Answer("The file is kept.", FileRecord)},
+    bodies={MULTIPART: UploadForm},
+    errors=(RequestTimeout, RequestTooLarge, UnsupportedMediaType, FileNotFound, FilesFull),
+)
 def create() -> Response:
+    """Send a file for a batch."""
     Query(request.args, ())
     with refusing(request):
         boundary = request.mimetype_params.get("boundary", "")
@@ -42,8 +81,10 @@ def create() -> Response:
 
 
 @views.get("")
+@describes({200: Answer("A page.", FileList)}, query=(ListQuery,), errors=(FileNotFound, ResultStoreUnavailable))
 def list_files() -> Response:
-    query = Query(request.args, ("purpose", "limit", "order", "after"))
+    """List files, newest first."""
+    query = Query(request.args, ListQuery.__annotations__)
     limit = query.whole("limit", MOST_LISTED, minimum=1, maximum=MOST_LISTED)
     ids = services().files.ids(tenant_of(request))
     if query.one_of("order", ("asc", "desc")) == "asc":
@@ -72,15 +113,20 @@ def list_files() -> Response:
 
 
 @views.get("/<file_id>")
-def show(file_id: str) -> Response:
+@describes({200: Answer("The file's record.", FileRecord)}, errors=(FileNotFound, ResultStoreUnavailable))
+def show(file_id: FileId) -> Response:
+    """See a file's record."""
     Query(request.args, ())
     with _known_as(file_id):
         return json_answer(file_record(_find(file_id)))
 
 
 @views.delete("/<file_id>")
-def remove(file_id: str) -> Response:
-    """Delete a file. With the last file of a batch the vectors of its job go."""
+@describes({200: Answer("The file is gone.", DeletedFile)}, errors=(FileNotFound,))
+def remove(file_id: FileId) -> Response:
+    """Delete a file.
+
+    With the last file of a batch the vectors of its job go."""
     Query(request.args, ())
     with _known_as(file_id):
         file = _find(file_id)
@@ -92,8 +138,18 @@ def remove(file_id: str) -> Response:
 
 
 @views.get("/<file_id>/content")
-def content(file_id: str) -> Response:
-    """The file, or the part that `Range` asks for. That of a batch is made while it is sent."""
+@describes(
+    {
+        200: Answer("The file.", {BYTES: bytes}, {"ETag": str}),
+        206: Answer("A part of it.", {BYTES: bytes}, {"ETag": str, "Content-Range": str}),
+    },
+    headers={"Range": str, "If-Range": str},
+    errors=(FileNotFound, RangeNotSatisfiable, ResultStoreUnavailable),
+)
+def content(file_id: FileId) -> Response:
+    """Read a file.
+
+    All of it, or the part that `Range` asks for. That of a batch is made while it is sent."""
     Query(request.args, ())
     headers = {"ETag": f'"{file_id}"', "Accept-Ranges": "bytes"}  # an id is never used for other bytes
     with _known_as(file_id):
