@@ -49,7 +49,7 @@ SECONDS ?= 600
 fuzz: $(READY) ## send what schemathesis makes up from the API's description, and compare the answers with it (SECONDS=600)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
-bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, downloads, cold start; tables and bench/results (half an hour)
+bench: $(READY) ## measure all but rivals, into tables and bench/results (an hour)
 	$(BIN)/python -m bench.throughput
 	$(BIN)/python -m bench.small_jobs
 	$(BIN)/python -m bench.memory
@@ -58,6 +58,7 @@ bench: $(READY) ## measure: throughput, small jobs, memory, ledger, scaling, dow
 	$(BIN)/python -m bench.scale_out
 	$(BIN)/python -m bench.downloads
 	$(BIN)/python -m bench.cold_start
+	$(BIN)/python -m bench.batches
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
 	$(BIN)/python -m bench.peers

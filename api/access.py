@@ -29,7 +29,7 @@ EVERYBODY = "default"
 OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style"})
 """The description is the same for all who ask, tells nothing of what the service holds, and a browser cannot send a key."""
 
-SUBMITS = ("jobs.create", "embeddings.create")
+SUBMITS = ("jobs.create", "embeddings.create", "batches.create")
 CHECK_SECONDS = 1.0
 
 

@@ -1,6 +1,6 @@
 """Answers that are not errors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -27,6 +27,6 @@ def json_answer(payload: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(orjson.dumps(payload), status, headers, mimetype=JSON)
 
 
-def streamed(pieces: Iterator[bytes], media_type: str, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+def streamed(pieces: Iterator[bytes], media_type: str, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
     """An answer that is sent as it is made. An error in the middle cuts the connection, so that no client takes it for whole."""
     return Response(pieces, status, headers, content_type=media_type)

@@ -11,10 +11,10 @@ from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.places import Places
 from api.services import Services
-from api.views import docs, embeddings, events, health, jobs, models, queues, results
+from api.views import batches, docs, embeddings, events, files, health, jobs, models, queues, results
 from api.wakes import Wakes
 from core.config import Settings
-from core.ledger import Ledger, open_ledger
+from core.ledger import Batches, Files, Ledger, open_ledger
 from core.models import Models
 from core.queues import create_celery, send_embed_pending
 
@@ -50,12 +50,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
         answered=AnsweredJobs(ledger),
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
+        files=Files(ledger),
+        batches=Batches(ledger),
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     access.guard(app, settings, ledger)
-    resources = (jobs, results, events, embeddings, queues, models, health, docs)
-    for views in (resource.views for resource in resources):
-        app.register_blueprint(views)
+    for resource in (jobs, results, events, embeddings, files, batches, queues, models, health, docs):
+        app.register_blueprint(resource.views)
     return app

@@ -4,6 +4,7 @@ Only what belongs to an ended job takes part: nothing about it changes any more,
 """
 
 import hashlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import orjson
@@ -41,7 +42,7 @@ class ByteRange(NamedTuple):
     size: int
 
     @property
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> Mapping[str, str]:
         return {"Content-Range": f"bytes {self.start}-{self.stop - 1}/{self.size}"}
 
 

@@ -19,6 +19,9 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from core.errors import (
+    BatchEnded,
+    BatchNotFound,
+    FileNotFound,
     IdempotencyConflict,
     InputFailed,
     InvalidRequest,
@@ -52,6 +55,9 @@ KINDS: dict[type[VectorApiError], Kind] = {
     Unauthorized: Kind(401, INVALID, None),
     ModelNotFound: Kind(404, INVALID, None),
     JobNotFound: Kind(404, INVALID, None),
+    FileNotFound: Kind(404, INVALID, None),
+    BatchNotFound: Kind(404, INVALID, None),
+    BatchEnded: Kind(409, INVALID, None),
     IdempotencyConflict: Kind(409, INVALID, None),
     JobNotReady: Kind(409, INVALID, 1),
     RequestTooLarge: Kind(413, INVALID, None),

@@ -66,6 +66,7 @@ MEANINGS = {
     413: "The body is too large.",
     414: "The first line of the request is too long.",
     415: "The body's type or encoding is not taken.",
+    416: "The part that is asked for begins behind the end.",
     429: "Too much waits, or was sent in a minute; try again after `Retry-After` seconds.",
     431: "The header is too large.",
     500: "An error of the service itself.",

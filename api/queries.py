@@ -57,7 +57,7 @@ class Query:
         raw = self._values.get(name)
         if raw is None:
             return default
-        value = _whole(raw)
+        value = whole(raw)
         if value is None or value < minimum or (maximum is not None and value > maximum):
             limits = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
             raise _wrong(name, f"a whole number {limits}", raw)
@@ -95,7 +95,7 @@ def _boolean(name: str, raw: str) -> Any:
 
 
 def _number(name: str, raw: str) -> Any:
-    value = _whole(raw)
+    value = whole(raw)
     if value is None:
         raise _wrong(name, "a whole number", raw)
     return value
@@ -108,7 +108,7 @@ def _object(name: str, raw: str) -> Any:
         raise InvalidRequest(f"{name} is not valid JSON at character {error.pos}: {error.msg}", param=name) from None
 
 
-def _whole(raw: str) -> int | None:
+def whole(raw: str) -> int | None:
     """The number written in digits, or None. Stricter than `int`, which takes `1_0`, spaces and other scripts' digits."""
     digits = raw.removeprefix("-")
     return int(raw) if digits.isascii() and digits.isdigit() and len(digits) <= len(str(MOST_WHOLE)) else None

@@ -299,3 +299,84 @@ class Ready(TypedDict):
     queues: dict[str, list[str]]
     """The names of each queue's workers."""
     models: dict[str, Literal["live", "no worker"]]
+
+
+class FileRecord(TypedDict):
+    """A file. Times are whole Unix seconds."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+    status_details: None
+
+
+class FileList(TypedDict):
+    """A page of files."""
+
+    object: Literal["list"]
+    data: list[FileRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedFile(TypedDict):
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class BatchError(TypedDict):
+    """What is wrong with a line of a batch's file."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
+class BatchErrors(TypedDict):
+    object: Literal["list"]
+    data: list[BatchError]
+
+
+class BatchRecord(TypedDict):
+    """A batch. Times are whole Unix seconds; null is what did not happen."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: Literal["/v1/embeddings"]
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: Literal["in_progress", "completed", "failed", "expired", "cancelled"]
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: dict[str, int]
+    usage: dict[str, int | dict[str, int]]
+    metadata: dict[str, str] | None
+
+
+class BatchList(TypedDict):
+    """A page of batches, newest first."""
+
+    object: Literal["list"]
+    data: list[BatchRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

@@ -11,7 +11,7 @@ from api.live_workers import LiveWorkers
 from api.places import Places
 from api.wakes import Wakes
 from core.config import Settings
-from core.ledger import Ledger
+from core.ledger import Batches, Files, Ledger
 from core.models import Models
 
 
@@ -25,6 +25,8 @@ class Services:
     ended: EndedJobs
     answered: AnsweredJobs
     tables: Places
+    files: Files
+    batches: Batches
 
 
 def services() -> Services:

@@ -69,7 +69,7 @@ class Submission:
             LedgerUnavailable: Redis went away; whether the job was accepted may be unknown.
         """
         settings = self.services.settings
-        if repeated := self._find_repeated():
+        if repeated := self.find_repeated():
             return repeated
         values = read_body(self.body.read())
         given = values.pop("inputs", MISSING)
@@ -82,17 +82,17 @@ class Submission:
         settings = self.services.settings
         request = read_options(options, settings)
         model = self.services.models.find(request.model)
-        if repeated := self._find_repeated():
+        if repeated := self.find_repeated():
             return repeated
-        self._require_room()
+        self.require_room()
         found = lines(self.body, limit_bytes=CHARACTER_BYTES * (settings.max_input_characters + MOST_ID_CHARACTERS) + 1024)
         return self._accept(request, model, read_lines(found, settings))
 
     def take(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
         """Accept a job whose body is read. Raises what `take_json` raises."""
-        return self._find_repeated() or self._accept(request, model, inputs)
+        return self.find_repeated() or self._accept(request, model, inputs)
 
-    def _find_repeated(self) -> Accepted | None:
+    def find_repeated(self) -> Accepted | None:
         """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
         ledger = self.services.ledger
         found = self.idempotency_key and ledger.find_repeated(self.tenant, _digest(self.idempotency_key))
@@ -103,15 +103,19 @@ class Submission:
         require_same_body(digest, self.body.digest())
         return Accepted(job_id, replayed=True)
 
-    def _require_room(self) -> None:
+    def require_room(self) -> None:
         settings = self.services.settings
         self.services.ledger.require_room(self.tenant, max_waiting_inputs=settings.max_waiting_inputs, limits=limits_of(settings))
 
     def _accept(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
+        require_known(request, self.services.workers.of(model))
+        job_id = new_job_id()
+        total, shards, rest = stage(self.services.ledger, job_id, inputs, self.services.settings)
+        return self.submit(job_id, request, model, total, shards, rest)
+
+    def submit(self, job_id: str, request: JobRequest, model: Model, total: int, shards: int, rest: list[Shard]) -> Accepted:
+        """Accept a job of `total` inputs in so many shards, all staged but for the `rest`."""
         services, settings = self.services, self.services.settings
-        require_known(request, services.workers.of(model))
-        job_id = f"job_{uuid.uuid4().hex}"
-        total, shards, rest = stage(services.ledger, job_id, inputs, settings)
         served = services.workers.queues()
         live = [queue for queue in QUEUES if model.queue(queue) in served]
         chosen = choose_queue(request.queue, job_id=job_id, live_queues=live, gpu_share=settings.gpu_share)
@@ -135,6 +139,10 @@ class Submission:
         if wake:
             services.wakes.send(job.queue)
         return Accepted(accepted_id, replayed=accepted_id != job_id)
+
+
+def new_job_id() -> str:
+    return f"job_{uuid.uuid4().hex}"
 
 
 def limits_of(settings: Settings) -> Limits:
@@ -192,7 +200,7 @@ def stage(ledger: Ledger, job_id: str, inputs: Iterable[Input], settings: Settin
         raise  # what was staged expires by itself; trying to remove it would only cost another timeout
     except BaseException:
         if count > len(rest):
-            _unstage(ledger, job_id)
+            unstage(ledger, job_id)
         raise
     if not total:
         raise InvalidRequest("the body has no inputs, at least one is needed", param="inputs")
@@ -216,7 +224,7 @@ def _groups(shards: Iterable[Shard]) -> Iterator[list[Shard]]:
         yield group
 
 
-def _unstage(ledger: Ledger, job_id: str) -> None:
+def unstage(ledger: Ledger, job_id: str) -> None:
     try:
         ledger.unstage(job_id)
     except LedgerUnavailable as error:

@@ -305,6 +305,22 @@ def gpu(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def batches(result: Mapping[str, Any]) -> Figure:
+    """Seconds by part; the native job is one."""
+    made, (axis,) = figure(1, 1.5, f"A batch of {result['lines']:,} lines beside a native job, seconds", result)
+    parts, start = result["batch_seconds"], 0.0
+    axis.barh(0, result["native_seconds"], color=OTHERS[0], height=0.68)
+    for (name, seconds), colour in zip(parts.items(), (WARM, PURPLE, OURS, GREEN), strict=True):
+        axis.barh(1, seconds, left=start, color=colour, height=0.68, label=f"{name} {number(seconds)} s")
+        start += seconds
+    axis.set_yticks((0, 1), ("native job", f"batch, ×{number(result['ratio'])}"))
+    axis.tick_params(axis="y", length=0)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.45 * max(start, result["native_seconds"]))
+    axis.legend(loc="center right", fontsize=8.5)
+    return made
+
+
 DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "throughput": throughput,
     "small_jobs": small_jobs,
@@ -315,6 +331,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "redis_memory": redis_memory,
     "scale_out": scale_out,
     "downloads": downloads,
+    "batches": batches,
     "gpu": gpu,
 }
 

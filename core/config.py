@@ -225,6 +225,16 @@ class Settings:
     """Requests of one tenant; above it 429. Empty: no limit, and no write to Redis for it."""
     max_tenant_inputs_per_minute: int | None = _setting(None, _optional(_whole(1)))
     """Inputs one tenant may submit; above it 429. A larger job is taken when nothing was sent for a while. Empty: no limit."""
+    max_file_bytes: int = _setting(200 * 2**20, _whole(1024))
+    """Bytes of one file for a batch."""
+    max_files_bytes: int = _setting(2 * 2**30, _whole(1024))
+    """Bytes of all files that were sent and not yet deleted; they lie in Redis. Above it the API answers 429."""
+    max_tenant_files_bytes: int | None = _setting(None, _optional(_whole(1024)))
+    """The same for the files of one tenant. Empty: no limit of its own."""
+    max_batch_inputs: int = _setting(50_000, _whole(1))
+    """Lines, and inputs, of one batch."""
+    file_ttl_seconds: int = _setting(86_400, _whole(1))
+    """How long a file that was sent is kept, unless it says so itself."""
     max_ttl_seconds: int = _setting(30 * 86_400, _whole(1))
     """Longest result lifetime a client may ask for."""
     result_ttl_seconds: int = _setting(86_400, _whole(1))

@@ -5,6 +5,9 @@
     ├── InvalidRequest          the client sent something that cannot be done (400)
     │   ├── ModelNotFound       no model of this name is served (404)
     │   ├── JobNotFound         no such job, or it has expired (404)
+    │   ├── FileNotFound        no such file, or it has expired (404)
+    │   ├── BatchNotFound       no such batch, or it has expired (404)
+    │   ├── BatchEnded          it can no longer be cancelled (409)
     │   ├── IdempotencyConflict the key was used before with another body (409)
     │   ├── RequestTooLarge     the body is over its limit (413)
     │   ├── RangeNotSatisfiable the part that is asked for begins behind the end (416)
@@ -12,6 +15,7 @@
     ├── Unauthorized            no API key, or an unknown one (401)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
+    │   ├── FilesFull           the files that were sent take too much already
     │   ├── RateLimited         the tenant has used up what it may in a minute
     │   └── PlacesFull          as many requests of this kind are being answered as the process has places for
     ├── NotInTime               the vectors did not come while a request could wait for them (503)
@@ -61,6 +65,18 @@ class JobNotFound(InvalidRequest):
     code = "job_not_found"
 
 
+class FileNotFound(InvalidRequest):
+    code = "file_not_found"
+
+
+class BatchNotFound(InvalidRequest):
+    code = "batch_not_found"
+
+
+class BatchEnded(InvalidRequest):
+    code = "batch_ended"
+
+
 class IdempotencyConflict(InvalidRequest):
     code = "idempotency_conflict"
 
@@ -95,6 +111,10 @@ class TryLater(VectorApiError):
 
 class BacklogFull(TryLater):
     code = "backlog_full"
+
+
+class FilesFull(TryLater):
+    code = "files_full"
 
 
 class RateLimited(TryLater):

@@ -150,7 +150,7 @@ def _answer_npy(page: Page, dtype: Dtype, etag: str | None, headers: dict[str, s
     start, stop = (asked.start, asked.stop) if asked else (0, file.size_bytes)
     pieces = file.read(lambda offset, end: _parts(page, offset, end), start, stop)
     headers |= {"Content-Length": str(stop - start), "Accept-Ranges": "bytes" if etag else "none"}
-    return streamed(pieces, MEDIA_TYPES["npy"], headers | (asked.headers if asked else {}), 206 if asked else 200)
+    return streamed(pieces, MEDIA_TYPES["npy"], {**headers, **(asked.headers if asked else {})}, 206 if asked else 200)
 
 
 def _parts(page: Page, offset: int | None = None, end: int | None = None) -> Iterator[Part]:

@@ -19,7 +19,8 @@ after the prefix of the settings (default `vector-api:`):
     auto:<queue>                     zset    live jobs there that `move` may take elsewhere       when empty
     moving                           string  the worker that moves jobs just now                  1 s
     waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
-    live                             hash    bytes, jobs:<tenant>, inputs:<tenant> not yet ended  when empty
+    live                             hash    bytes, jobs:<tenant>, inputs:<tenant> not yet ended; when empty
+                                             files, files:<tenant>: bytes of files that were sent
     rate:<kind>:<tenant>             string  when the tenant's requests or inputs are whole again when they are
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
@@ -30,6 +31,15 @@ after the prefix of the settings (default `vector-api:`):
     stored                           set     jobs that may have objects in the result store       when empty
     garbage                          zset    <job>/<round> whose objects go, by when              when empty
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
+    file:<id>                        hash    record of a file that was sent                       its own
+    content:<id>                     hash    number -> piece of it, 1 MiB each but for the last   10 min while sent, then its own
+    sizes                            hash    <file>/<tenant> -> bytes of its pieces               when empty
+    uploads                          zset    <file>/<tenant> by expiry, of what is in `sizes`     when empty
+    files:<tenant>                   zset    the tenant's files by creation, and those of batches when empty
+    batch:<id>                       hash    what makes a job a batch, or why it is none          10 min staged, then the job's
+    lines:<id>                       hash    number -> line block: whose inputs they are          10 min staged, then the job's
+    batches:<tenant>                 zset    the tenant's batches by creation, as ids of jobs     when empty
+    deadlines                        zset    live jobs of batches by the end of their window      when empty
     counters                         hash    totals since the ledger began                        never
     version                          string  the layout of the keys, 2                            never
     ended                            channel ids of jobs that have just ended
@@ -54,10 +64,17 @@ call (`NewerLayout`): a newer version may have written what it would misread. An
     1    (no `version`) `release` lowered the number in `attempts`, which was also what counted as deaths; there were no `deaths`
     2    as above. Workers of layout 1 may work beside newer ones while these are brought in
 
+A batch is a job with a file at both ends: its id is the job's, and it goes with the job. One whose file cannot be embedded has no
+job. Files that were sent are `file:` and `content:` alone. The two files of an ended batch, `file-output-<hex>` and
+`file-error-<hex>`, are made of `batch:`, `lines:` and `vectors:` when they are read; `files:<tenant>` names both, even if one is
+empty.
+
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
 supported; one Redis with a replica (Sentinel) is.
 """
 
+from core.ledger.batches import Batch, Batches, LineBlock, NewBatch
+from core.ledger.files import PIECE_BYTES, File, Files
 from core.ledger.ledger import (
     NO_LIMITS,
     Allowance,
@@ -77,12 +94,19 @@ from core.ledger.storing import StoringLedger, open_ledger
 
 __all__ = [
     "NO_LIMITS",
+    "PIECE_BYTES",
     "Allowance",
+    "Batch",
+    "Batches",
     "Claim",
     "ClaimedShard",
     "Committed",
+    "File",
+    "Files",
     "Ledger",
     "Limits",
+    "LineBlock",
+    "NewBatch",
     "NewJob",
     "QueueState",
     "StoringLedger",

@@ -166,21 +166,34 @@ end
 
 local function job_keys(id)
   return key('job', id), key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id), key('vectors', id),
-    key('errors', id)
+    key('errors', id), key('batch', id), key('lines', id)
 end
 
--- Remove an ended job and every trace of it. Its objects in the result store are for a worker to remove: at once, and again when
--- what a worker that lost its lease was about to write must have arrived.
+-- The names of the two files that a batch has when it has ended: job_<hex> has file-output-<hex> and file-error-<hex>.
+local function files_of(id)
+  local hex = string.gsub(id, '^job_', '')
+  return 'file-output-' .. hex, 'file-error-' .. hex
+end
+
+-- The objects of a job in the result store are for a worker to remove: at once, and again when what a worker that lost its lease was
+-- about to write must have arrived.
 local LATE_WRITES = 10 * 60 * 1000
+local function remove_objects(id)
+  if redis.call('SREM', key('stored'), id) == 1 then
+    redis.call('ZADD', key('garbage'), now, id .. '/first', now + LATE_WRITES, id .. '/again')
+  end
+end
+
+-- Remove an ended job and every trace of it; also a batch that failed, which never had a job.
 local function erase(id, tenant)
   local idempotency = redis.call('HGET', key('job', id), 'idempotency')
   if idempotency then redis.call('DEL', key('idempotency', tenant, idempotency)) end
   redis.call('UNLINK', job_keys(id))
   redis.call('ZREM', key('jobs', tenant), id)
+  redis.call('ZREM', key('batches', tenant), id)
+  redis.call('ZREM', key('files', tenant), files_of(id))
   redis.call('ZREM', key('expiring'), id .. '/' .. tenant)
-  if redis.call('SREM', key('stored'), id) == 1 then
-    redis.call('ZADD', key('garbage'), now, id .. '/first', now + LATE_WRITES, id .. '/again')
-  end
+  remove_objects(id)
 end
 
 -- Ended jobs whose lifetime is over leave the indexes; their own keys have expired by themselves.
@@ -202,7 +215,11 @@ local function finish(id, status)
     shrunk[id] = nil
   end
   redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id))
-  for _, name in ipairs({job, key('vectors', id), key('errors', id)}) do redis.call('PEXPIREAT', name, expires) end
+  for _, kind in ipairs({'job', 'vectors', 'errors', 'batch', 'lines'}) do redis.call('PEXPIREAT', key(kind, id), expires) end
+  if redis.call('ZREM', key('deadlines'), id) == 1 then
+    local output, error = files_of(id)
+    redis.call('ZADD', key('files', found[1]), now, output, now, error)
+  end
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
   if found[5] then redis.call('ZREM', key('auto', found[4]), id) end
   redis.call('ZADD', key('expiring'), expires, id .. '/' .. found[1])
@@ -229,6 +246,39 @@ local function cancel(id)
     for _, at in ipairs(claimed_from) do redis.call('ZREM', key('leases', at), id .. '/' .. shard) end
   end
   finish(id, 'cancelled')
+end
+
+-- Batches whose completion window is over are cancelled. The deadline is noted first, as `finish` drops it.
+local function lapse(limit)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, limit)) do
+    if is_live(redis.call('HGET', key('job', id), 'status')) then
+      cancel(id)
+      redis.call('HSET', key('batch', id), 'expired', 1)
+    else
+      redis.call('ZREM', key('deadlines'), id)
+    end
+  end
+end
+
+-- Remove a file, or what came of one whose upload broke off. Returns whether there was any.
+local function forget_file(id, tenant)
+  local member = id .. '/' .. tenant
+  local bytes = redis.call('HGET', key('sizes'), member)
+  if not bytes then return false end -- another tenant's
+  redis.call('ZREM', key('uploads'), member)
+  redis.call('ZREM', key('files', tenant), id)
+  redis.call('UNLINK', key('file', id), key('content', id))
+  redis.call('HDEL', key('sizes'), member)
+  count('files', 0 - bytes)
+  count('files:' .. tenant, 0 - bytes)
+  return true
+end
+
+local function sweep_files(limit)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', key('uploads'), '-inf', now, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', key('uploads'), member)
+    forget_file(split(member))
+  end
 end
 
 -- Count inputs as ended; ends the job with the last of them. Returns whether it did.

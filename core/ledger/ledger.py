@@ -284,7 +284,7 @@ class Ledger:
     @_translated
     def unstage(self, job_id: str) -> None:
         """Drop what `stage` stored."""
-        self._redis.unlink(*[self._key(kind, job_id) for kind in ("inputs", "pending", "staged")])
+        self._redis.unlink(*[self._key(kind, job_id) for kind in ("inputs", "pending", "staged", "batch", "lines")])
 
     @_translated
     def find_repeated(self, tenant: str, idempotency_key: str) -> tuple[str, str] | None:
@@ -454,6 +454,18 @@ class Ledger:
         if outcome == "unknown":
             raise job_not_found(job_id)
         return outcome
+
+    @_translated
+    def cancel(self, job_id: str, tenant: str) -> bool:
+        """Cancel a job. Returns False when it had ended before, which changes nothing.
+
+        Raises:
+            JobNotFound: no such job, or another tenant's.
+        """
+        outcome = _text(self._run("remove", job_id, tenant, uuid.uuid4().hex, 1))
+        if outcome == "unknown":
+            raise job_not_found(job_id)
+        return outcome == "cancelled"
 
     @_translated
     def drop(self, jobs: Iterable[tuple[str, str]]) -> None:

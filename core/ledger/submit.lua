@@ -1,4 +1,4 @@
--- Accept a staged job, in one step and in constant time however many shards it has.
+-- Accept a staged job, in one step and in constant time however many shards it has. If a batch is staged with it, it is one.
 -- ARGV: id, tenant, queue, lane, inputs, shards, limits (JSON: setting -> number), idempotency key or '', body digest, home and
 --       fallback ('' unless the job may move), four fields of the job's record with their names, then the shards that are not
 --       staged: shard, input block, …
@@ -46,6 +46,13 @@ if idempotency ~= '' then
   redis.call('SET', key('idempotency', tenant, idempotency), id .. ' ' .. digest)
 end
 redis.call('ZADD', key('jobs', tenant), now, id)
+local window = redis.call('HGET', key('batch', id), 'window_seconds')
+if window then
+  for _, kind in ipairs({'batch', 'lines'}) do redis.call('PERSIST', key(kind, id)) end
+  redis.call('HSET', key('batch', id), 'created_at', now, 'deadline', now + window * 1000)
+  redis.call('ZADD', key('batches', tenant), now, id)
+  redis.call('ZADD', key('deadlines'), now + window * 1000, id)
+end
 if home ~= '' then
   redis.call('HSET', job, 'home', home, 'fallback', fallback)
   redis.call('ZADD', key('auto', queue), now, id)

@@ -1,5 +1,6 @@
 """Keys, tenants and limits of the real API."""
 
+import json
 import os
 import stat
 import subprocess
@@ -255,3 +256,27 @@ def test_limits_hold_for_each_tenant_over_several_processes(
         assert post(3, bob, urls[0]).status_code == 202
     finally:
         stack.close()
+
+
+def test_files_and_batches_belong_to_their_tenant(alice: httpx.Client, bob: httpx.Client, driver: Driver) -> None:
+    body = {"model": "sentence-transformers/all-MiniLM-L6-v2", "input": "a text"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    sent = alice.post("/v1/files", files={"file": ("a", json.dumps(line).encode())}, data={"purpose": "batch"}).json()
+    asked = {"input_file_id": sent["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    error_of(bob.post("/v1/batches", json=asked), 404, code="file_not_found")
+    batch = alice.post("/v1/batches", json=asked).json()
+    error_of(bob.post(f"/v1/batches/{batch['id']}/cancel"), 404, code="batch_not_found")
+    driver.work_all()
+    output = alice.get(f"/v1/batches/{batch['id']}").json()["output_file_id"]
+    for path in (
+        f"/v1/batches/{batch['id']}",
+        *(f"/v1/files/{name}{end}" for name in (sent["id"], output) for end in ("", "/content")),
+    ):
+        assert alice.get(path).status_code == 200
+        error_of(bob.get(path), 404)
+    for name in (sent["id"], output):
+        error_of(bob.delete(f"/v1/files/{name}"), 404, code="file_not_found")
+    for path in ("/v1/files", "/v1/batches"):
+        assert bob.get(path).json()["data"] == []
+        assert alice.get(path).json()["data"]
+    assert alice.get(f"/v1/files/{output}/content").status_code == 200

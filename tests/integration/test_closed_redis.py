@@ -148,6 +148,24 @@ def inspect(stack: Stack, workers: int) -> list[str]:
     return shown
 
 
+def run_batch(client: httpx.Client) -> None:
+    """Everything that can be done with files and batches."""
+    body = {"model": Settings().model_name, "input": "a text"}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": body}
+    ids = []
+    for content in (json.dumps(line), "nonsense"):
+        sent = client.post("/v1/files", files={"file": ("a", content.encode())}, data={"purpose": "batch"}).json()
+        asked = {"input_file_id": sent["id"], "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        ids.append(client.post("/v1/batches", json=asked).json()["id"])
+    path = f"/v1/batches/{ids[0]}"
+    wait_for(lambda: client.get(path).json()["status"] == "completed", what="the batch's end")
+    assert client.get("/v1/batches", params={"after": ids[1]}).json()["data"][0]["id"] == ids[0]
+    assert client.post(f"{path}/cancel").status_code == 409
+    for file in client.get("/v1/files").json()["data"]:
+        assert client.get(f"/v1/files/{file['id']}/content").status_code == 200
+        assert client.delete(f"/v1/files/{file['id']}").status_code == 200
+
+
 def test_service_works_with_few_rights_over_tls_and_never_shows_its_password(stack: Stack, closed: ClosedRedis) -> None:
     stack.api()
     workers = [start_worker(stack, "cpu"), start_worker(stack, "gpu,cpu", "--loglevel", "DEBUG")]
@@ -170,6 +188,7 @@ def test_service_works_with_few_rights_over_tls_and_never_shows_its_password(sta
         for job_id in (queued, *ids):
             assert client.delete(f"/v1/jobs/{job_id}").status_code == 200
         assert client.get("/v1/queues").status_code == 200
+        run_batch(client)
     shown = inspect(stack, len(workers))
     assert "broker_url" in shown[0]
     probed = probe_redis(Settings.from_env(stack.environ), named=True)

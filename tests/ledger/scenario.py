@@ -215,7 +215,7 @@ class Keys:
                     pipe.zrange(name, 0, -1, withscores=True)
                 elif kind == b"set":
                     pipe.smembers(name)
-                elif name.startswith((f"{PREFIX}inputs:", f"{PREFIX}vectors:")):
+                elif name.startswith(tuple(f"{PREFIX}{kind}:" for kind in ("inputs", "vectors", "content", "lines"))):
                     pipe.hkeys(name)
                 elif kind == b"hash":
                     pipe.hgetall(name)
@@ -282,6 +282,9 @@ class Keys:
         assert self._sorted("tenants") == {name: sorted(found) for name, found in tenants.items()}, "a tenant has no turn, or two"
         counted = {name: int(number) for name, number in dict(self.of("waiting")).items() if number != "0"}
         assert counted == +waiting, "the counter of waiting inputs is off"
+        for member, size_bytes in dict(self.of("sizes")).items():
+            limited += Counter({"files": int(size_bytes), f"files:{member.split('/')[1]}": int(size_bytes)})
+        assert set(dict(self.of("sizes"))) == set(dict(self.of("uploads"))), "files that are counted and never forgotten"
         assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what the limits count is off"
         removed = {member.split("/")[0] for member in dict(self.of("garbage"))}
         assert not removed & (set(jobs) | set(self.of("stored"))), "objects of a job that is there are to be removed"
@@ -305,12 +308,14 @@ class Keys:
         ended = int(record.get("done", 0)) + int(record.get("failed", 0))
         assert ended == sum(Span.parse(name).count for name in vectors)
         assert ended < position, "all inputs ended, the job did not"
-        for kind in ("job", "inputs", "pending", "attempts", "deaths", "vectors", "errors"):
+        for kind in ("job", "inputs", "pending", "attempts", "deaths", "vectors", "errors", "batch", "lines"):
             assert self.lifetimes.get(f"{PREFIX}{kind}:{job_id}", -1) == -1, f"{kind} of a live job would expire"
 
     def _assert_ended(self, job_id: str, record: dict[str, str]) -> None:
         done, failed, total = (int(record.get(name, 0)) for name in ("done", "failed", "total"))
-        assert sum(Span.parse(name).count for name in self.of("vectors", job_id)) == done + failed
+        stored = sum(Span.parse(name).count for name in self.of("vectors", job_id))
+        without = {"deleted:output", "deleted:error"} & set(dict(self.of("batch", job_id)))
+        assert stored == done + failed or (without and not stored)
         if record["status"] == JobStatus.CANCELLED:
             assert done + failed < total
         else:
@@ -318,7 +323,7 @@ class Keys:
             assert (record["status"] == JobStatus.FAILED) == (done == 0)
         for kind in ("inputs", "pending", "attempts", "deaths"):
             assert f"{PREFIX}{kind}:{job_id}" not in self.values, f"an ended job has {kind}"
-        for kind in ("job", "vectors", "errors"):
+        for kind in ("job", "vectors", "errors", "batch", "lines"):
             assert self.lifetimes.get(f"{PREFIX}{kind}:{job_id}", 1) > 0, f"{kind} of an ended job would stay for ever"
         assert dict(self.of("expiring"))[f"{job_id}/{record['tenant']}"] == float(record["expires_at"])
         assert job_id in dict(self.of("jobs", record["tenant"]))

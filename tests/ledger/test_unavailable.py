@@ -30,6 +30,7 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "status": lambda at: at.ledger.status("job"),
     "jobs": lambda at: at.ledger.jobs("alice"),
     "remove": lambda at: at.ledger.remove("job", "alice"),
+    "cancel": lambda at: at.ledger.cancel("job", "alice"),
     "finished": lambda at: at.ledger.finished("job"),
     "result": lambda at: at.ledger.result("job", shards_of("job", (1,))[0].span),
     "ended_jobs": lambda at: next(at.ledger.ended_jobs()),
