@@ -32,6 +32,8 @@ LINES_IN_BLOCK = 1024
 
 MOST_METADATA, MOST_METADATA_KEY, MOST_METADATA_VALUE = 16, 64, 512
 WINDOW = re.compile(r"([1-9][0-9]{0,2})([hd])")
+WINDOW_PATTERN = r"^([1-7]d|([1-9]|[1-9][0-9]|1[0-5][0-9]|16[0-8])h)$"
+"""The same for the description, with the limits below."""
 LONGEST_WINDOW_SECONDS = 7 * 86_400
 LEAST_TTL_SECONDS = 3600
 
@@ -48,12 +50,19 @@ class ExpiresAfter(BaseModel):
 class BatchRequest(BaseModel):
     """The body of `POST /v1/batches`; `queue` is ours."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={
+            "examples": [{"input_file_id": "file-6a1e", "endpoint": "/v1/embeddings", "completion_window": "24h"}],
+        },
+    )
 
     input_file_id: Annotated[str, Field(min_length=1, max_length=128)]
     endpoint: Literal["/v1/embeddings"]
-    completion_window: str
-    metadata: dict[str, str] | None = None
+    completion_window: Annotated[str, Field(json_schema_extra={"pattern": WINDOW_PATTERN})]
+    metadata: Annotated[dict[str, str] | None, Field(json_schema_extra={"maxProperties": MOST_METADATA})] = None
     output_expires_after: ExpiresAfter | None = None
     queue: Literal["auto", "cpu", "gpu"] = "auto"
 

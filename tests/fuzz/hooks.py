@@ -1,7 +1,7 @@
 """What schemathesis must be told about this API, beside its description. It loads this by the name in SCHEMATHESIS_HOOKS.
 
-`FUZZ_JOBS` holds ids of jobs in every state, separated by spaces: every other request for a job asks for one of them.
-`FUZZ_ENDED_JOBS` holds those that have ended.
+`FUZZ_IDS` is a JSON object of ids that exist, by the names of path parameters: every other request asks for one of them.
+`ended_job_id` are those of jobs that have ended.
 """
 
 import json
@@ -12,11 +12,9 @@ from typing import Any
 import schemathesis
 
 from api.queries import MOST_SECONDS_WAIT
-from core.config import DEFAULT_MODEL
 
 NDJSON = "application/x-ndjson"
-JOBS = os.environ.get("FUZZ_JOBS", "").split()
-ENDED = os.environ.get("FUZZ_ENDED_JOBS", "").split()
+IDS: dict[str, list[str]] = json.loads(os.environ.get("FUZZ_IDS", "{}"))
 LONGEST_WAIT = 0.05
 
 
@@ -39,15 +37,23 @@ def before_call(_context: Any, case: Any, _options: Any) -> None:
     if case.operation.label == "POST /v1/jobs" and case.media_type == "application/json":
         for name in set(query) - {"wait"}:  # only a stream has its options there, which a description cannot say
             del query[name]
-    if case.operation.label == "GET /v1/models/{name}" and zlib.crc32(str(case.path_parameters).encode()) % 2:
-        case.path_parameters["name"] = DEFAULT_MODEL
+    parameters = case.path_parameters or {}
     if case.operation.label.endswith("/events"):  # only those that end
-        number = zlib.crc32(str(case.path_parameters).encode())
-        case.path_parameters["job_id"] = ENDED[number % len(ENDED)] if ENDED and number % 2 else "job_0"
+        parameters["job_id"] = known("ended_job_id", parameters["job_id"]) or "job_0"
         return
-    job = (case.path_parameters or {}).get("job_id")
-    if JOBS and isinstance(job, str) and (number := zlib.crc32(job.encode())) % 2:
-        case.path_parameters["job_id"] = JOBS[number // 2 % len(JOBS)]
+    for name, value in parameters.items():
+        parameters[name] = known(name, value) or value
+    if case.operation.label == "POST /v1/embeddings" and isinstance(case.body, dict) and "model" in case.body:
+        case.body["model"] = known("name", case.body["model"]) or case.body["model"]
+    if case.operation.label == "POST /v1/batches" and isinstance(case.body, dict) and "input_file_id" in case.body:
+        case.body["input_file_id"] = known("file_id", case.body["input_file_id"]) or case.body["input_file_id"]
+
+
+def known(name: str, value: Any) -> str | None:
+    """Instead of the value, for every other one."""
+    number = zlib.crc32(str(value).encode())
+    found = IDS.get(name, []) if isinstance(value, str) and number % 2 else []
+    return found[number // 2 % len(found)] if found else None
 
 
 def is_long(wait: Any) -> bool:

@@ -1,12 +1,16 @@
 """One run against an API that is up."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from core.config import DEFAULT_MODEL
 from core.ledger import Ledger, connect
 from tests.ledger_driver import Driver
 from tests.processes import ROOT, Stack
@@ -23,11 +27,11 @@ SMALL = {
 """Limits of the API that are reached with small requests."""
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
-JOBS_OF_A_KIND = 4
+THINGS_OF_A_KIND = 4
 
 
-def make_jobs(stack: Stack, headers: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Ids of jobs that have ended, some with a failed input and some cancelled, and of jobs that are half done or queued."""
+def make_things(stack: Stack, headers: dict[str, str]) -> dict[str, list[str]]:
+    """Ids of what the requests ask for, by the names of path parameters: also of jobs that have ended, and of live ones."""
     driver = Driver(Ledger(connect(stack.redis_url, timeout_seconds=5, retries=2), "vector-api:"))
     with httpx.Client(base_url=stack.base_url, headers=headers) as client:
 
@@ -35,16 +39,42 @@ def make_jobs(stack: Stack, headers: dict[str, str]) -> tuple[list[str], list[st
             bodies = [{"inputs": ["a", {"id": "b", "text": "b c"}, "d"], "metadata": {"n": n}} for n in range(count)]
             return [client.post("/v1/jobs", json=body).json()["id"] for body in bodies]
 
-        ended = submit(JOBS_OF_A_KIND)
+        files = [upload_batch_file(client) for _ in range(THINGS_OF_A_KIND)]
+        batches = [create_batch(client, file_id) for file_id in files]
+        ended = submit(THINGS_OF_A_KIND)
         driver.work_all()
-        with_failed = submit(JOBS_OF_A_KIND)
+        with_failed = submit(THINGS_OF_A_KIND)
         driver.work_all(failed=(1,))
-        cancelled = submit(JOBS_OF_A_KIND)
+        cancelled = submit(THINGS_OF_A_KIND)
         for job_id in cancelled:
             client.delete(f"/v1/jobs/{job_id}").raise_for_status()
-        half = submit(JOBS_OF_A_KIND)
-        driver.work(JOBS_OF_A_KIND)
-        return ended + with_failed + cancelled, half + submit(JOBS_OF_A_KIND)
+        half = submit(THINGS_OF_A_KIND)
+        driver.work(THINGS_OF_A_KIND)
+        over = ended + with_failed + cancelled
+        return {
+            "job_id": over + half + submit(THINGS_OF_A_KIND),
+            "ended_job_id": over,
+            "file_id": files + [batch["output_file_id"] for batch in map(read_batch(client), batches) if batch["output_file_id"]],
+            "batch_id": batches + [create_batch(client, file_id) for file_id in files],
+            "name": [DEFAULT_MODEL],
+        }
+
+
+def upload_batch_file(client: httpx.Client) -> str:
+    """A file of one line for a batch; its id."""
+    body = {"model": DEFAULT_MODEL, "input": "a text"}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings", "body": body}
+    answer = client.post("/v1/files", data={"purpose": "batch"}, files={"file": ("batch.jsonl", json.dumps(line).encode())})
+    return str(answer.raise_for_status().json()["id"])
+
+
+def create_batch(client: httpx.Client, file_id: str) -> str:
+    body = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    return str(client.post("/v1/batches", json=body).raise_for_status().json()["id"])
+
+
+def read_batch(client: httpx.Client) -> Callable[[str], dict[str, Any]]:
+    return lambda batch_id: client.get(f"/v1/batches/{batch_id}").raise_for_status().json()
 
 
 def fuzz(stack: Stack, *options: str, key: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,11 +83,9 @@ def fuzz(stack: Stack, *options: str, key: str | None = None) -> subprocess.Comp
     command = [str(Path(sys.executable).with_name("st")), "--no-color", "--config-file", str(CONFIGURATION)]
     command += ["run", f"{stack.base_url}/openapi.json", "--continue-on-failure", *options]
     command += [f"--header={name}:{value}" for name, value in headers.items()]
-    ended, live = make_jobs(stack, headers)
     environ = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")} | {
         "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks",
-        "FUZZ_JOBS": " ".join(ended + live),
-        "FUZZ_ENDED_JOBS": " ".join(ended),
+        "FUZZ_IDS": json.dumps(make_things(stack, headers)),
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
     }

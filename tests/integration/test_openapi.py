@@ -1,6 +1,7 @@
 """The API answers as it describes itself: to what schemathesis makes up, to the examples, to strangers."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from tests.fuzz.run import SMALL, fuzz
+from tests.fuzz.run import SMALL, fuzz, upload_batch_file
 from tests.integration.test_api_access import make_key
 from tests.ledger_driver import Driver
 from tests.processes import Stack, running_stack
@@ -36,7 +37,7 @@ def description(client: httpx.Client) -> dict[str, Any]:
 def test_every_answer_is_as_described(api: httpx.Client, api_stack: Stack) -> None:
     ended = fuzz(api_stack, *SHORT, "--phases=examples,coverage,fuzzing", "--max-examples=5")
     assert ended.returncode == 0, ended.stdout
-    assert "No issues found" in ended.stdout, ended.stdout
+    assert re.search(r"(\d{3,}) generated, \1 passed", ended.stdout), ended.stdout
     assert api.get("/readyz").json()["status"] == "ready"
 
 
@@ -73,6 +74,8 @@ def examples(description: dict[str, Any]) -> list[tuple[str, str, str, Any, dict
     for path, methods in description["paths"].items():
         for method, operation in methods.items():
             for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+                if media_type == "multipart/form-data":
+                    continue  # a file is no example that can be written down
                 schema = content["schema"]
                 schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
                 assert schema["examples"], f"{method} {path} has no example in {media_type}"
@@ -90,6 +93,8 @@ def test_examples_are_true(api: httpx.Client, description: dict[str, Any], drive
 def require_true(api: httpx.Client, description: dict[str, Any], sent: list[tuple[str, str, str, Any, dict[str, Any]]]) -> None:
     for path, method, media_type, value, answers in sent:
         lines = media_type == "application/x-ndjson"
+        if "input_file_id" in value:
+            value = value | {"input_file_id": upload_batch_file(api)}
         content = "".join(json.dumps(item) + "\n" for item in value) if lines else json.dumps(value)
         answer = api.request(method, path, content=content, headers={"Content-Type": media_type})
         assert answer.is_success, (value, answer.text)
