@@ -23,6 +23,7 @@ TTL_SECONDS = 1
 PERMANENT = {
     "waiting",  # inputs that wait in each lane
     "counters",  # totals since the ledger began
+    "version",  # the layout of the keys
     "workers",  # what lives
     "workers:cpu",
     "workers:gpu",
