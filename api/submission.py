@@ -94,6 +94,11 @@ class Submission:
         """Accept a job whose body is read. Raises what `take_json` raises."""
         return self.find_repeated() or self._accept(request, model, inputs)
 
+    @property
+    def notify(self) -> str:
+        """Who is told of its end, as the ledger keeps it."""
+        return self.services.webhooks.targets.wanting(self.tenant, self.events)
+
     def find_repeated(self) -> Accepted | None:
         """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
         ledger = self.services.ledger
@@ -135,7 +140,7 @@ class Submission:
             moves=may_move(request.queue, job_id=job_id, gpu_share=settings.gpu_share),
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
-            notify=services.webhooks.targets.wanting(self.tenant, self.events),
+            notify=self.notify,
         )
         limits = limits_of(settings)
         accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)

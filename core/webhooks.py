@@ -26,7 +26,9 @@ from core.errors import InvalidSetting
 from core.keys import NAME, NAME_RULE
 
 JOB_EVENTS = ("job.succeeded", "job.failed", "job.cancelled")
-EVENTS = JOB_EVENTS
+BATCH_EVENTS = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
+"""A batch is a job as well, and tells of its end as a batch only."""
+EVENTS = JOB_EVENTS + BATCH_EVENTS
 
 URL = re.compile(r"[!-~]{1,2048}")
 """Printable ASCII: a name in other letters is written in Punycode."""

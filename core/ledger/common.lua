@@ -229,8 +229,16 @@ local function notify(id, tenant, targets, event)
   redis.call('PEXPIRE', log, LOGGED)
 end
 
--- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped.
-local function finish(id, status)
+-- What an end is called. A batch is completed even if none of its lines has vectors: they are then in its file of errors.
+local function event_of(id, status, lapsed)
+  if redis.call('EXISTS', key('batch', id)) == 0 then return 'job.' .. status end
+  if status ~= 'cancelled' then return 'batch.completed' end
+  return lapsed and 'batch.expired' or 'batch.cancelled'
+end
+
+-- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped. `lapsed`: a batch is cancelled as its
+-- completion window is over.
+local function finish(id, status, lapsed)
   local job = key('job', id)
   local found =
     redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed', 'notify')
@@ -251,12 +259,12 @@ local function finish(id, status)
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
   if found[5] then redis.call('ZREM', key('auto', found[4]), id) end
   redis.call('ZADD', key('expiring'), expires, id .. '/' .. found[1])
-  if found[10] then notify(id, found[1], found[10], 'job.' .. status) end
+  if found[10] then notify(id, found[1], found[10], event_of(id, status, lapsed)) end
   redis.call('PUBLISH', key('ended'), id)
 end
 
 -- Cancel a live job: what waits of it leaves the queue, and nobody holds what is being embedded any more.
-local function cancel(id)
+local function cancel(id, lapsed)
   local tenant, queue, lane, home, fallback =
     unpack(redis.call('HMGET', key('job', id), 'tenant', 'queue', 'lane', 'home', 'fallback'))
   local waiting = 0
@@ -274,14 +282,14 @@ local function cancel(id)
   for _, shard in ipairs(redis.call('HKEYS', key('attempts', id))) do
     for _, at in ipairs(claimed_from) do redis.call('ZREM', key('leases', at), id .. '/' .. shard) end
   end
-  finish(id, 'cancelled')
+  finish(id, 'cancelled', lapsed)
 end
 
 -- Batches whose completion window is over are cancelled. The deadline is noted first, as `finish` drops it.
 local function lapse(limit)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, limit)) do
     if is_live(redis.call('HGET', key('job', id), 'status')) then
-      cancel(id)
+      cancel(id, true)
       redis.call('HSET', key('batch', id), 'expired', 1)
     else
       redis.call('ZREM', key('deadlines'), id)

@@ -7,6 +7,7 @@ and tells what came of it (`tried`); of one that died meanwhile, others take it 
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
+from core.ledger.batches import batch_of
 from core.ledger.ledger import Ledger, _milliseconds, _record, _text, _translated
 
 State = Literal["waiting", "delivered", "given_up"]
@@ -39,16 +40,16 @@ class Delivery:
     @property
     def event_id(self) -> str:
         """The same at every try, and for every target: a job ends once."""
-        return f"evt_{self._hex}"
+        return "evt_" + self._job_id.removeprefix("job_")
 
     @property
     def subject(self) -> str:
         """The id of what has ended, as clients know it."""
-        return self.id.partition("/")[0]
+        return batch_of(self._job_id) if self.event.startswith("batch.") else self._job_id
 
     @property
-    def _hex(self) -> str:
-        return self.id.partition("/")[0].removeprefix("job_")
+    def _job_id(self) -> str:
+        return self.id.partition("/")[0]
 
 
 class Deliveries:

@@ -13,10 +13,12 @@ import httpx
 import openai
 import pytest
 import redis
+from openai.types.webhooks import BatchCancelledWebhookEvent, BatchCompletedWebhookEvent, BatchFailedWebhookEvent
 
 from core.ledger import Ledger
 from launcher.redis_server import RedisServer
 from tests.conftest import QUICK
+from tests.integration.test_api_batches import lines_of
 from tests.ledger_driver import Driver
 from tests.processes import Stack, free_port, running_stack, wait_for
 from tests.webhook_receiver import PATH, SECRET, Receiver, receiving, targets_file
@@ -116,6 +118,30 @@ def test_every_end_of_a_job_is_told_with_a_signature_and_without_its_texts(
     (only,) = receivers[1].tried
     assert only.verified()["data"]["id"] == failed
     assert [delivery["event"]["data"]["id"] for delivery in deliveries(api, "bob")] == [of_bob]
+
+
+def test_batches_are_told_as_openai_tells_them(api: httpx.Client, driver: Driver, receiver: Receiver) -> None:
+    client = openai.OpenAI(api_key="alice", base_url=f"{api.base_url}/v1", webhook_secret=SECRET, max_retries=0)
+
+    def batch_of(content: bytes) -> str:
+        file = client.files.create(file=("a.jsonl", content), purpose="batch")
+        return client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h").id
+
+    completed = batch_of(lines_of(2))
+    driver.work_all()
+    failed = batch_of(b"no JSON")
+    cancelled = batch_of(lines_of(2))
+    client.batches.cancel(cancelled)
+    receiver.wait(3)
+    events = [client.webhooks.unwrap(tried.body, tried.headers) for tried in receiver.tried]
+    assert {(type(event), event.type, event.data.id) for event in events} == {
+        (BatchCompletedWebhookEvent, "batch.completed", completed),
+        (BatchFailedWebhookEvent, "batch.failed", failed),
+        (BatchCancelledWebhookEvent, "batch.cancelled", cancelled),
+    }
+    output = client.batches.retrieve(completed).output_file_id
+    assert output is not None
+    assert len(client.files.content(output).text.splitlines()) == 2
 
 
 def test_failing_receiver_is_tried_again_with_the_same_id_and_redirects_are_not_followed(

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from core.ledger import DELIVERED, GIVEN_UP, WAITING, Deliveries, Delivery
+from core.ledger import DELIVERED, GIVEN_UP, WAITING, Batches, Deliveries, Delivery
 from tests.ledger.scenario import PREFIX, Scenario
+from tests.ledger.test_batches import BATCH
+from tests.ledger.test_batches import submit as submit_batch
 
 ONE, TWO = "one.example#11111111", "two.example:8443#22222222"
 WANTED = {"job.succeeded": [ONE, TWO], "job.failed": [ONE]}
@@ -62,6 +64,29 @@ def test_cancelled_job_is_told_and_deleting_it_takes_nothing_back(at: Scenario) 
     assert delivery is not None
     assert delivery.event == "job.cancelled"
     assert tried(at, delivery, DELIVERED, "204")
+
+
+@pytest.mark.parametrize("event", ["batch.completed", "batch.failed", "batch.expired", "batch.cancelled"])
+def test_batch_tells_of_its_end_once_and_as_a_batch(at: Scenario, event: str) -> None:
+    told = json.dumps({event: [ONE]})
+    if event == "batch.failed":
+        for _ in range(2):  # its answer may be lost
+            Batches(at.ledger).reject("job_1", BATCH, [{"code": "x"}], ttl_seconds=60, notify=told)
+    else:
+        submit_batch(at, notify=told)
+    match event:
+        case "batch.completed":
+            for _ in range(2):
+                at.commit(at.claim_one(), failed=[0, 1])
+        case "batch.expired":
+            at.redis.zadd(at.key("deadlines"), {"job_1": 1})
+            at.ledger.wants_wake("cpu")
+        case "batch.cancelled":
+            Batches(at.ledger).cancel("batch_1", "alice")
+    assert [(found.event, found.subject, found.event_id) for found in latest(at)] == [(event, "batch_1", "evt_1")]
+    delivery = take(at)
+    assert delivery is not None
+    assert delivery.subject == "batch_1"
 
 
 def test_delivery_is_one_senders_until_its_lease_ends(at: Scenario) -> None:

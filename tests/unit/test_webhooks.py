@@ -117,4 +117,4 @@ def test_openai_client_unwraps_our_events(event: str) -> None:
     assert (found.id, found.type, found.created_at, found.data.id) == ("evt_c3e303a8", event, 1_795_454_027, delivery.subject)
     assert found.model_dump() == json.loads(body)
     with pytest.raises(openai.InvalidWebhookSignatureError):
-        client.webhooks.unwrap(body.replace(b"job_c", b"job_d"), headers)
+        client.webhooks.unwrap(body.replace(b"evt_c", b"evt_d"), headers)
