@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -63,7 +64,11 @@ class Outbound:
     ) -> None:
         self._networks: list[Network] = [ipaddress.ip_network(network) for network in networks]
         self._resolve = resolve
-        self._context = context or ssl.create_default_context()
+        self._given = context
+
+    @cached_property
+    def _context(self) -> ssl.SSLContext:
+        return self._given or ssl.create_default_context()  # which takes a while: not before there is something to send
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str], *, timeout_seconds: float) -> int:
         """The status of the answer, whose body is not read. It takes `timeout_seconds` at most, once the name is resolved.

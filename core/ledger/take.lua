@@ -4,11 +4,11 @@
 local tenant, target, lease = unpack(ARGV)
 local due = key('due', tenant, target)
 for _, delivery in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, 10)) do
-  local event, created = unpack(redis.call('HMGET', key('delivery', delivery), 'event', 'created_at'))
-  if event then
+  local event, created, state = unpack(redis.call('HMGET', key('delivery', delivery), 'event', 'created_at', 'state'))
+  if state == 'waiting' then
     redis.call('ZADD', due, now + lease, delivery)
     return {delivery, event, redis.call('HINCRBY', key('delivery', delivery), 'tries', 1), created}
   end
-  redis.call('ZREM', due, delivery) -- it has expired
+  redis.call('ZREM', due, delivery) -- it has ended or expired
 end
 return false

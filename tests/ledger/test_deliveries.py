@@ -115,8 +115,9 @@ def test_failed_try_comes_again_when_its_time_has_come(at: Scenario) -> None:
     assert take(at) is None
     make_due(at, "job_1")
     assert tried(at, take(at), GIVEN_UP, "410")
-    make_due(at, "job_1")
     assert not tried(at, found, WAITING, "500"), "what was given up stays so"
+    make_due(at, "job_1")
+    assert take(at) is None
 
 
 def test_answer_that_was_lost_does_no_harm(at: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
