@@ -11,10 +11,11 @@ from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.places import Places
 from api.services import Services
-from api.views import batches, docs, embeddings, events, files, health, jobs, models, queues, results
+from api.views import batches, docs, embeddings, events, files, health, jobs, models, queues, results, webhooks
 from api.wakes import Wakes
+from api.webhooks import Webhooks
 from core.config import Settings
-from core.ledger import Batches, Files, Ledger, open_ledger
+from core.ledger import Batches, Deliveries, Files, Ledger, open_ledger
 from core.models import Models
 from core.queues import create_celery, send_embed_pending
 
@@ -32,7 +33,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     """The WSGI application. What is not passed in is made from the environment's settings.
 
     Raises:
-        InvalidSetting: a setting, the file that MODELS_FILE or API_KEYS_FILE names, or an encoding of token ids cannot be used.
+        InvalidSetting: a setting, a file that one of them names, or an encoding of token ids cannot be used.
     """
     settings = settings or Settings.from_env()
     if ledger is None:
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     served = Models.of(settings)
     token_ids.load_all(served)
     sender = celery or create_celery(settings, served.queues)
+    senders = Webhooks.of(settings, Deliveries(ledger))
     app = Flask("api", static_folder=None)
     app.extensions["services"] = Services(
         settings=settings,
@@ -52,11 +54,13 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
         files=Files(ledger),
         batches=Batches(ledger),
+        webhooks=senders,
     )
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
+    app.before_request(senders.start)  # a server of another kind than ours does not start them
     access.guard(app, settings, ledger)
-    for resource in (jobs, results, events, embeddings, files, batches, queues, models, health, docs):
+    for resource in (jobs, results, events, embeddings, files, batches, webhooks, queues, models, health, docs):
         app.register_blueprint(resource.views)
     return app

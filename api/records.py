@@ -6,7 +6,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's own before Python 3.12
 
 from core.jobs import Counts, InputError, JobStatus, Lane
-from core.ledger import Worker
+from core.ledger import State, Worker
 
 documented = with_config(ConfigDict(use_attribute_docstrings=True))
 
@@ -280,6 +280,46 @@ class Embeddings(TypedDict):
 class ModelList(TypedDict):
     object: Literal["list"]
     data: list[ModelRecord]
+
+
+class EventSubject(TypedDict):
+    id: str
+
+
+@documented
+class EventRecord(TypedDict):
+    """What a webhook is told, in the shape of OpenAI's events."""
+
+    id: str
+    """The same at every try: the header `webhook-id`."""
+    object: Literal["event"]
+    type: str
+    """Such as `job.succeeded`."""
+    created_at: int
+    data: EventSubject
+
+
+@documented
+class DeliveryRecord(TypedDict):
+    """An event on its way to one target."""
+
+    object: Literal["webhook.delivery"]
+    event: EventRecord
+    target: str
+    """Its host, and its port if the URL names one."""
+    state: State
+    tries: int
+    status: int | None
+    """Of the answer to the last try."""
+    error: str | None
+    """Why there was none, such as `timeout`."""
+    next_try_at: float | None
+    ended_at: float | None
+
+
+class DeliveryList(TypedDict):
+    object: Literal["list"]
+    data: list[DeliveryRecord]
 
 
 class Index(TypedDict):

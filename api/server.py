@@ -24,6 +24,7 @@ from api.errors import INVALID, SERVER, error_body
 from core.config import Settings
 from core.errors import InvalidSetting
 from core.models import Models
+from core.webhooks import Targets
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -36,6 +37,7 @@ def main() -> int:
     try:
         settings = Settings.from_env()
         token_ids.load_all(Models.of(settings))
+        Targets.of(settings)
     except InvalidSetting as error:
         print(f"vector-api: {error.message}", file=sys.stderr)
         return 2
@@ -128,7 +130,7 @@ def configuration(settings: Settings, listener: int) -> dict[str, Any]:
         "loglevel": settings.log_level.lower(),
         "accesslog": None,
         "pre_request": _let_body_close,
-        "post_worker_init": _end_waits_with,
+        "post_worker_init": _join_life_of,
     }
 
 
@@ -137,9 +139,11 @@ def _let_body_close(_worker: Any, request: Any) -> None:
     request.body.force_close = request.force_close
 
 
-def _end_waits_with(worker: Any) -> None:
-    """Requests that wait for their job give up when the process is asked to stop."""
-    worker.wsgi.extensions["services"].ended.stopping = lambda: not worker.alive
+def _join_life_of(worker: Any) -> None:
+    """Webhooks are sent from now on. When the process is asked to stop, that ends, and so do requests that wait for a job."""
+    found = worker.wsgi.extensions["services"]
+    found.ended.stopping = found.webhooks.stopping = lambda: not worker.alive
+    found.webhooks.start()
 
 
 class SlowHead(http_errors.ParseException):  # type: ignore[misc]

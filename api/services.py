@@ -10,6 +10,7 @@ from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.places import Places
 from api.wakes import Wakes
+from api.webhooks import Webhooks
 from core.config import Settings
 from core.ledger import Batches, Files, Ledger
 from core.models import Models
@@ -27,6 +28,7 @@ class Services:
     tables: Places
     files: Files
     batches: Batches
+    webhooks: Webhooks
 
 
 def services() -> Services:

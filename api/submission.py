@@ -8,7 +8,7 @@ import hashlib
 import logging
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -58,6 +58,8 @@ class Submission:
     tenant: str
     body: Body
     idempotency_key: str | None
+    events: Collection[str] = ()
+    """Of these, the tenant's webhooks are told."""
 
     def take_json(self) -> Accepted:
         """Accept the job of a JSON body.
@@ -91,6 +93,11 @@ class Submission:
     def take(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
         """Accept a job whose body is read. Raises what `take_json` raises."""
         return self.find_repeated() or self._accept(request, model, inputs)
+
+    @property
+    def notify(self) -> str:
+        """Who is told of its end, as the ledger keeps it."""
+        return self.services.webhooks.targets.wanting(self.tenant, self.events)
 
     def find_repeated(self) -> Accepted | None:
         """The job of an earlier request with the same key and body; the body is then read for its digest alone."""
@@ -133,6 +140,7 @@ class Submission:
             moves=may_move(request.queue, job_id=job_id, gpu_share=settings.gpu_share),
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
+            notify=self.notify,
         )
         limits = limits_of(settings)
         accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)

@@ -1,6 +1,7 @@
 """Settings: every environment variable the service reads, in one place."""
 
 import importlib.util
+import ipaddress
 import math
 import os
 import re
@@ -42,6 +43,13 @@ def _switch(raw: str) -> bool:
     if raw.lower() not in ("1", "0", "true", "false", "yes", "no", "on", "off"):
         raise ValueError("must be 1 or 0")
     return raw.lower() in ("1", "true", "yes", "on")
+
+
+def _networks(raw: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(part.strip())) for part in raw.split(","))
+    except ValueError:
+        raise ValueError("must be networks such as 10.0.0.0/8,fd00::/8") from None
 
 
 def _device(raw: str) -> str:
@@ -170,6 +178,11 @@ class Settings:
     """File of the API keys, a line `tenant:sha256` each (`make key NAME=alice`). Empty: nobody is asked for a key."""
     allow_anonymous: bool = _setting(False, _switch)
     """Whether an API without keys may listen on an address that others can reach."""
+
+    webhooks_file: str | None = _setting(None, _optional(_text))
+    """TOML file of the addresses that are told when jobs end, by tenant (docs/webhooks.md). Empty: nobody is told."""
+    webhook_networks: tuple[str, ...] | None = _setting(None, _optional(_networks))
+    """Private networks that webhooks may reach, such as `10.0.0.0/8,fd00::/8`, also without TLS. Empty: public addresses only."""
 
     model_name: str = _setting(DEFAULT_MODEL, _text)
     """A model of the hub or a local folder, loadable by sentence-transformers."""

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make what docker-compose.yml mounts as secrets, unless it is there: random passwords for Redis and for Flower, and an empty file
-# for API keys.
+# Make what docker-compose.yml mounts as secrets, unless it is there: random passwords for Redis and for Flower, and empty files
+# for API keys and webhooks.
 #
 # The folder is closed to other users of this machine. The files themselves are not: they are mounted into containers, where the
 # service's user, another one than you, has to read them.
@@ -24,4 +24,11 @@ if [ ! -e "$keys" ]; then
   echo "# A line tenant:sha256 for each API key; API_KEYS_FILE=$keys make key NAME=alice adds one" > "$keys"
   chmod 644 "$keys"
   echo "wrote $keys"
+fi
+
+webhooks="$folder/webhooks"
+if [ ! -e "$webhooks" ]; then
+  echo "# A table [[tenant]] with url and secret for each webhook: docs/webhooks.md" > "$webhooks"
+  chmod 644 "$webhooks"
+  echo "wrote $webhooks"
 fi

@@ -30,6 +30,7 @@ from core.errors import (
 )
 from core.ledger import Batch, NewBatch
 from core.ledger.batches import batch_not_found, batch_of
+from core.webhooks import BATCH_EVENTS
 
 views = Blueprint("batches", __name__, url_prefix="/v1/batches")
 
@@ -61,7 +62,7 @@ def create() -> Response:
         found = services()
         body = Body(request, limit_bytes=found.settings.max_body_bytes, setting="MAX_BODY_BYTES", digest_head=b"batch")
         key = read_idempotency_key(request.headers.get("Idempotency-Key"))
-        submission = Submission(found, tenant_of(request), body, key)
+        submission = Submission(found, tenant_of(request), body, key, BATCH_EVENTS)
         repeated = submission.find_repeated()
         if repeated is None:
             asked = read_batch(read_body(body.read()), found.settings)
@@ -94,7 +95,8 @@ def _submit(submission: Submission, asked: BatchRequest) -> tuple[str, bool]:
     except BatchRejected as rejected:
         unstage(found.ledger, job_id)
         errors = [asdict(error) for error in rejected.errors]
-        found.batches.reject(job_id, batch, errors, ttl_seconds=found.settings.result_ttl_seconds)
+        ttl_seconds = found.settings.result_ttl_seconds
+        found.batches.reject(job_id, batch, errors, ttl_seconds=ttl_seconds, notify=submission.notify)
         return batch_of(job_id), False
     except BaseException:
         unstage(found.ledger, job_id)

@@ -18,6 +18,7 @@ from api.services import services, tenant_of
 from api.submission import Accepted, IdempotencyKey, Replayed, Submission, read_idempotency_key
 from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, ModelNotFound, RequestTooLarge, ResultStoreUnavailable
 from core.jobs import Job, JobStatus
+from core.webhooks import JOB_EVENTS
 
 views = Blueprint("jobs", __name__, url_prefix="/v1/jobs")
 
@@ -85,7 +86,8 @@ def _submission(query: Query, from_stream: bool) -> Submission:
     )
     head = request.mimetype.encode() + b"\n" + query.canonical()
     body = Body(request, limit_bytes=limit, setting=setting, digest_head=head)
-    return Submission(services(), tenant_of(request), body, read_idempotency_key(request.headers.get("Idempotency-Key")))
+    key = read_idempotency_key(request.headers.get("Idempotency-Key"))
+    return Submission(services(), tenant_of(request), body, key, JOB_EVENTS)
 
 
 def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:

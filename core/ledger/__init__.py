@@ -40,6 +40,9 @@ after the prefix of the settings (default `vector-api:`):
     lines:<id>                       hash    number -> line block: whose inputs they are          10 min staged, then the job's
     batches:<tenant>                 zset    the tenant's batches by creation, as ids of jobs     when empty
     deadlines                        zset    live jobs of batches by the end of their window      when empty
+    delivery:<job>/<target>          hash    an event for a webhook, and what came of it          7 days
+    due:<tenant>:<target>            zset    deliveries that wait, by the time of their next try  7 days after the last came
+    deliveries:<tenant>              zset    the last 1,000 deliveries by creation: the log       7 days after the last came
     counters                         hash    totals since the ledger began                        never
     version                          string  the layout of the keys, 2                            never
     ended                            channel ids of jobs that have just ended
@@ -69,11 +72,15 @@ job. Files that were sent are `file:` and `content:` alone. The two files of an 
 `file-error-<hex>`, are made of `batch:`, `lines:` and `vectors:` when they are read; `files:<tenant>` names both, even if one is
 empty.
 
+A delivery is made by the script that ends its job, for each target that the job's record names in `notify` (`core.webhooks`). It
+has an expiry of its own and does not need the job: it is sent even if the job is deleted meanwhile.
+
 A shard is written `first+count` (`core.sharding.Span`). Scripts name keys that are not declared, so a Redis Cluster is not
 supported; one Redis with a replica (Sentinel) is.
 """
 
 from core.ledger.batches import Batch, Batches, LineBlock, NewBatch
+from core.ledger.deliveries import DELIVERED, GIVEN_UP, WAITING, Deliveries, Delivery, State
 from core.ledger.files import PIECE_BYTES, File, Files
 from core.ledger.ledger import (
     NO_LIMITS,
@@ -93,14 +100,19 @@ from core.ledger.ledger import (
 from core.ledger.storing import StoringLedger, open_ledger
 
 __all__ = [
+    "DELIVERED",
+    "GIVEN_UP",
     "NO_LIMITS",
     "PIECE_BYTES",
+    "WAITING",
     "Allowance",
     "Batch",
     "Batches",
     "Claim",
     "ClaimedShard",
     "Committed",
+    "Deliveries",
+    "Delivery",
     "File",
     "Files",
     "Ledger",
@@ -109,6 +121,7 @@ __all__ = [
     "NewBatch",
     "NewJob",
     "QueueState",
+    "State",
     "StoringLedger",
     "Worker",
     "connect",

@@ -168,11 +168,11 @@ class Batches:
             pipe.execute()
 
     @_translated
-    def reject(self, job_id: str, batch: NewBatch, errors: list[dict[str, Any]], *, ttl_seconds: int) -> None:
-        """Keep a batch whose file cannot be embedded, and why."""
+    def reject(self, job_id: str, batch: NewBatch, errors: list[dict[str, Any]], *, ttl_seconds: int, notify: str = "") -> None:
+        """Keep a batch whose file cannot be embedded, and why; `notify` as for `NewJob`."""
         record = batch.record(0, 0) | {"errors": json.dumps(errors)}
         fields = [part for pair in record.items() for part in pair]
-        self._ledger._run("reject", job_id, batch.tenant, _milliseconds(ttl_seconds), *fields)
+        self._ledger._run("reject", job_id, batch.tenant, _milliseconds(ttl_seconds), notify, *fields)
 
     # A batch is there ---------------------------------------------------------------------------------------------
 

@@ -201,11 +201,47 @@ local function sweep(limit)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', key('expiring'), '-inf', now, 'LIMIT', 0, limit)) do erase(split(member)) end
 end
 
--- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped.
-local function finish(id, status)
+-- Tell of an event: `targets` has the names of those that want each kind, {"job.failed": ["hooks.example.com#1a2b3c4d"]}. Each gets a
+-- delivery, which an API process sends, and which does not need the job any more. Beyond so many that wait for one target, and
+-- so many that a tenant's log shows, nothing is kept.
+local LOGGED = 7 * 24 * 60 * 60 * 1000
+local MOST_LOGGED, MOST_WAITING = 1000, 100000
+local function notify(id, tenant, targets, event)
+  local log = key('deliveries', tenant)
+  for _, target in ipairs(cjson.decode(targets)[event] or {}) do
+    local delivery, due = id .. '/' .. target, key('due', tenant, target)
+    local record = key('delivery', delivery)
+    redis.call('HSET', record, 'event', event, 'created_at', now, 'tries', 0, 'state', 'waiting')
+    redis.call('PEXPIRE', record, LOGGED)
+    if redis.call('ZCARD', due) < MOST_WAITING then
+      redis.call('ZADD', due, now, delivery)
+      redis.call('PEXPIRE', due, LOGGED)
+    else
+      redis.call('HSET', record, 'state', 'given_up', 'answer', 'too_many_wait', 'ended_at', now)
+    end
+    redis.call('ZADD', log, now, delivery)
+  end
+  redis.call('ZREMRANGEBYSCORE', log, '-inf', now - LOGGED)
+  for _, delivery in ipairs(redis.call('ZRANGE', log, 0, -1 - MOST_LOGGED)) do
+    redis.call('ZREM', log, delivery)
+    if redis.call('HGET', key('delivery', delivery), 'state') ~= 'waiting' then redis.call('UNLINK', key('delivery', delivery)) end
+  end
+  redis.call('PEXPIRE', log, LOGGED)
+end
+
+-- What an end is called. A batch is completed even if none of its lines has vectors: they are then in its file of errors.
+local function event_of(id, status, lapsed)
+  if redis.call('EXISTS', key('batch', id)) == 0 then return 'job.' .. status end
+  if status ~= 'cancelled' then return 'batch.completed' end
+  return lapsed and 'batch.expired' or 'batch.cancelled'
+end
+
+-- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped. `lapsed`: a batch is cancelled as its
+-- completion window is over.
+local function finish(id, status, lapsed)
   local job = key('job', id)
   local found =
-    redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed')
+    redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed', 'notify')
   local expires = now + found[2] * 1000
   redis.call('HSET', job, 'status', status, 'ended_at', now, 'expires_at', expires)
   if found[6] then
@@ -223,11 +259,12 @@ local function finish(id, status)
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
   if found[5] then redis.call('ZREM', key('auto', found[4]), id) end
   redis.call('ZADD', key('expiring'), expires, id .. '/' .. found[1])
+  if found[10] then notify(id, found[1], found[10], event_of(id, status, lapsed)) end
   redis.call('PUBLISH', key('ended'), id)
 end
 
 -- Cancel a live job: what waits of it leaves the queue, and nobody holds what is being embedded any more.
-local function cancel(id)
+local function cancel(id, lapsed)
   local tenant, queue, lane, home, fallback =
     unpack(redis.call('HMGET', key('job', id), 'tenant', 'queue', 'lane', 'home', 'fallback'))
   local waiting = 0
@@ -245,14 +282,14 @@ local function cancel(id)
   for _, shard in ipairs(redis.call('HKEYS', key('attempts', id))) do
     for _, at in ipairs(claimed_from) do redis.call('ZREM', key('leases', at), id .. '/' .. shard) end
   end
-  finish(id, 'cancelled')
+  finish(id, 'cancelled', lapsed)
 end
 
 -- Batches whose completion window is over are cancelled. The deadline is noted first, as `finish` drops it.
 local function lapse(limit)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, limit)) do
     if is_live(redis.call('HGET', key('job', id), 'status')) then
-      cancel(id)
+      cancel(id, true)
       redis.call('HSET', key('batch', id), 'expired', 1)
     else
       redis.call('ZREM', key('deadlines'), id)

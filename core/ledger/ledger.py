@@ -84,6 +84,8 @@ class NewJob:
     idempotency_key: str = ""
     """Digest of the client's key, or empty."""
     body_digest: str = ""
+    notify: str = ""
+    """Who is told of its end, by `core.webhooks.Targets.wanting`."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ class Ledger:
         by_setting = limits.by_setting(max_waiting_inputs)
         head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, json.dumps(by_setting))
         outcome, *found = self._run(
-            "submit", *head, job.idempotency_key, job.body_digest, home, fallback, *fields, *_blocks(rest)
+            "submit", *head, job.idempotency_key, job.body_digest, home, fallback, job.notify, *fields, *_blocks(rest)
         )
         match _text(outcome):
             case "accepted":

@@ -1,11 +1,11 @@
 -- Accept a staged job, in one step and in constant time however many shards it has. If a batch is staged with it, it is one.
 -- ARGV: id, tenant, queue, lane, inputs, shards, limits (JSON: setting -> number), idempotency key or '', body digest, home and
---       fallback ('' unless the job may move), four fields of the job's record with their names, then the shards that are not
---       staged: shard, input block, …
+--       fallback ('' unless the job may move), who is told of its end (JSON, see `notify`, or ''), four fields of the job's record
+--       with their names, then the shards that are not staged: shard, input block, …
 -- Returns {'accepted', wake} | {'exists', id, digest} | {'full', …} as `broken_limit` | {'limited', ms to wait}
 --       | {'lost', shards found}
-local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback = unpack(ARGV, 1, 11)
-local FIELDS, SHARDS = 12, 20
+local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback, told = unpack(ARGV, 1, 12)
+local FIELDS, SHARDS = 13, 21
 local job = key('job', id)
 
 if redis.call('EXISTS', job) == 1 then return {'accepted', 0} end -- a repeat of this very call
@@ -53,6 +53,7 @@ if window then
   redis.call('ZADD', key('batches', tenant), now, id)
   redis.call('ZADD', key('deadlines'), now + window * 1000, id)
 end
+if told ~= '' then redis.call('HSET', job, 'notify', told) end
 if home ~= '' then
   redis.call('HSET', job, 'home', home, 'fallback', fallback)
   redis.call('ZADD', key('auto', queue), now, id)

@@ -286,6 +286,9 @@ class Keys:
             limited += Counter({"files": int(size_bytes), f"files:{member.split('/')[1]}": int(size_bytes)})
         assert set(dict(self.of("sizes"))) == set(dict(self.of("uploads"))), "files that are counted and never forgotten"
         assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what the limits count is off"
+        for name, members in self._sorted("due").items():
+            for member, _ in members:
+                assert self.of("delivery", member)["state"] == "waiting", f"{member} in due:{name} has ended and is tried again"
         removed = {member.split("/")[0] for member in dict(self.of("garbage"))}
         assert not removed & (set(jobs) | set(self.of("stored"))), "objects of a job that is there are to be removed"
 

@@ -93,7 +93,7 @@ def test_bad_value_names_the_variable_what_is_allowed_and_what_was_found(variabl
 @pytest.mark.parametrize("item", [item for item in fields(Settings) if item.type not in ("str", str)], ids=lambda item: item.name)
 def test_every_setting_that_is_not_a_text_refuses_a_text(item: object) -> None:
     variable = item.name.upper()  # type: ignore[attr-defined]
-    if variable in ("MODEL_REVISION", "MODELS_FILE", "ALIVE_FILE", "API_KEYS_FILE", "TOKEN_ENCODING"):
+    if variable in ("MODEL_REVISION", "MODELS_FILE", "ALIVE_FILE", "API_KEYS_FILE", "WEBHOOKS_FILE", "TOKEN_ENCODING"):
         return
     with pytest.raises(InvalidSetting, match=variable):
         Settings.from_env({variable: "some text"})

@@ -172,6 +172,7 @@ def test_passwords_are_files_that_no_commit_holds(tmp_path: Path) -> None:
         name: f"./deploy/secrets/{name}" for name in made
     }
     assert made.pop("api_keys").startswith("# A line tenant:sha256 for each API key")
+    assert made.pop("webhooks").startswith("# A table [[tenant]]")
     assert len(set(made.values())) == len(made)
     assert all(re.fullmatch("[0-9a-f]{64}", password) for password in made.values())
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
