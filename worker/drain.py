@@ -62,7 +62,8 @@ class Started:
 
 
 class Drain:
-    """Works through queues with one engine. `stopping` is asked between batches; `wake` sends a message for idle workers."""
+    """Works through queues with one engine, whose model `settings` names. `stopping` is asked between batches; `wake` sends a
+    message for idle workers."""
 
     def __init__(
         self,
@@ -182,6 +183,11 @@ class Drain:
         if shard.unreadable:
             log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, shard.unreadable)
             work.fail_all("unreadable_input", f"the inputs cannot be read: {shard.unreadable}")
+            return False
+        if shard.model != self.settings.model_name:
+            message = f"the job asks for the model {shard.model}, the workers of its queue have {self.settings.model_name} by now"
+            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, message)
+            work.fail_all("model_changed", message)
             return False
         step = next_step(shard.deaths, shard.span.count, self.settings.max_attempts)
         if step is Step.DIVIDE:

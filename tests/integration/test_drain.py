@@ -123,6 +123,20 @@ def test_text_whose_vectors_cannot_be_read_fails_alone(ledger: Ledger, ahead: in
     assert_every_vector(ledger, "job", texts, but=frozenset({30}))
 
 
+def test_job_that_asks_for_another_model_fails_and_says_which(ledger: Ledger) -> None:
+    submit(ledger, TEXTS, "before", model="org/before")
+    submit(ledger, TEXTS, "now", model="org/now")
+    engine = Device()
+    drain(engine, ledger, MODEL_NAME="org/now")
+    before = ledger.get("before", "default")
+    assert (before.status, before.counts.failed) == (JobStatus.FAILED, len(TEXTS))
+    assert {(error.code, error.retryable) for error in before.errors} == {("model_changed", False)}
+    assert "org/before" in before.errors[0].message
+    assert "org/now" in before.errors[0].message
+    assert sum(map(len, engine.started)) == len(TEXTS)
+    assert_every_vector(ledger, "now", TEXTS)
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_interactive_text_waits_for_the_batches_under_way_only(
     ledger: Ledger, ahead: int, monkeypatch: pytest.MonkeyPatch
