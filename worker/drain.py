@@ -20,7 +20,7 @@ from core.errors import DeviceLost, OutOfMemory
 from core.jobs import Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step, why_it_failed
-from worker.engines import Engine
+from worker.engines import Engine, Tokens
 from worker.leases import Leases
 from worker.log import log
 from worker.watchdog import Calls
@@ -211,10 +211,7 @@ class Drain:
             work.fail_all("dimensions_too_large", f"dimensions {options.dimensions} is more than the model's {facts.dimensions}")
             return []
         items = []
-        texts = [item.text for item in work.shard.inputs]
-        with self._calls.watch():
-            tokenized = self.engine.tokenize(texts, options.prompt_name)
-        for position, tokens in enumerate(tokenized):
+        for position, tokens in self._tokens_of(work, range(work.shard.span.count)):
             if tokens.truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
                 continue
@@ -223,6 +220,21 @@ class Drain:
                 work.truncated.add(position)
             items.append(Item(work, position, tokens))
         return items
+
+    def _tokens_of(self, work: Work, positions: Sequence[int]) -> Iterable[tuple[int, Tokens]]:
+        """The tokens of each input at these positions; one at which the tokenizer raises fails alone."""
+        texts = [work.shard.inputs[position].text for position in positions]
+        try:
+            with self._calls.watch():
+                tokenized = self.engine.tokenize(texts, work.shard.options.prompt_name)
+        except Exception as error:
+            if len(positions) == 1:
+                log.warning("job %s: an input cannot be tokenised", work.shard.job_id, exc_info=error)
+                work.fail(positions[0], "embedding_failed", f"the tokenizer raised {type(error).__name__}")
+                return []
+            half = len(positions) // 2
+            return [*self._tokens_of(work, positions[:half]), *self._tokens_of(work, positions[half:])]
+        return zip(positions, tokenized, strict=True)
 
     # Embed ----------------------------------------------------------------------------------------------------------
 
