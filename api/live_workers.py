@@ -27,8 +27,10 @@ class LiveWorkers:
         return self._read[1]
 
     def of(self, model: Model) -> tuple[Worker, ...]:
-        """Those that have this model, by name."""
-        return tuple(worker for worker in self.get() if not set(model.queues).isdisjoint(worker.queues))
+        """Those that have this model, by name. Others in its queues were started when these had another one."""
+        return tuple(
+            worker for worker in self.get() if worker.model == model.name and not set(model.queues).isdisjoint(worker.queues)
+        )
 
     def queues(self) -> frozenset[str]:
         """The queues that a live worker takes from."""

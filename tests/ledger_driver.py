@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from core.blocks import ResultBlock
+from core.config import Settings
 from core.jobs import InputError
 from core.ledger import Claim, ClaimedShard, Committed, Ledger, Worker
 from tests.fakes import DIMENSIONS, vector_of
@@ -51,7 +52,7 @@ class Driver:
                 name=name,
                 queues=queues,
                 state="idle",
-                model="fake",
+                model=Settings().model_name,
                 revision="fake",
                 engine="fake",
                 device="cpu",

@@ -20,7 +20,7 @@ from core.errors import DeviceLost, OutOfMemory
 from core.jobs import Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step, why_it_failed
-from worker.engines import Engine
+from worker.engines import Engine, Tokens
 from worker.leases import Leases
 from worker.log import log
 from worker.watchdog import Calls
@@ -62,7 +62,8 @@ class Started:
 
 
 class Drain:
-    """Works through queues with one engine. `stopping` is asked between batches; `wake` sends a message for idle workers."""
+    """Works through queues with one engine, whose model `settings` names. `stopping` is asked between batches; `wake` sends a
+    message for idle workers."""
 
     def __init__(
         self,
@@ -183,6 +184,11 @@ class Drain:
             log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, shard.unreadable)
             work.fail_all("unreadable_input", f"the inputs cannot be read: {shard.unreadable}")
             return False
+        if shard.model != self.settings.model_name:
+            message = f"the job asks for the model {shard.model}, the workers of its queue have {self.settings.model_name} by now"
+            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, message)
+            work.fail_all("model_changed", message)
+            return False
         step = next_step(shard.deaths, shard.span.count, self.settings.max_attempts)
         if step is Step.DIVIDE:
             log.warning("job %s: a worker died with shard %s alone, its inputs go one by one", shard.job_id, shard.span)
@@ -205,10 +211,7 @@ class Drain:
             work.fail_all("dimensions_too_large", f"dimensions {options.dimensions} is more than the model's {facts.dimensions}")
             return []
         items = []
-        texts = [item.text for item in work.shard.inputs]
-        with self._calls.watch():
-            tokenized = self.engine.tokenize(texts, options.prompt_name)
-        for position, tokens in enumerate(tokenized):
+        for position, tokens in self._tokens_of(work, range(work.shard.span.count)):
             if tokens.truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
                 continue
@@ -217,6 +220,21 @@ class Drain:
                 work.truncated.add(position)
             items.append(Item(work, position, tokens))
         return items
+
+    def _tokens_of(self, work: Work, positions: Sequence[int]) -> Iterable[tuple[int, Tokens]]:
+        """The tokens of each input at these positions; one at which the tokenizer raises fails alone."""
+        texts = [work.shard.inputs[position].text for position in positions]
+        try:
+            with self._calls.watch():
+                tokenized = self.engine.tokenize(texts, work.shard.options.prompt_name)
+        except Exception as error:
+            if len(positions) == 1:
+                log.warning("job %s: an input cannot be tokenised", work.shard.job_id, exc_info=error)
+                work.fail(positions[0], "embedding_failed", f"the tokenizer raised {type(error).__name__}")
+                return []
+            half = len(positions) // 2
+            return [*self._tokens_of(work, positions[:half]), *self._tokens_of(work, positions[half:])]
+        return zip(positions, tokenized, strict=True)
 
     # Embed ----------------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class Process:
         self._drain = Drain(
             engine,
             self.ledger,
-            settings,
+            _own(settings),
             name,
             wake=lambda queue: send_embed_pending(app, queue),
             stopping=self._should_stop,
@@ -129,7 +129,7 @@ class Process:
                 name=self.name,
                 queues=self.queues,
                 state="busy" if self._drain.busy else "idle",
-                model=facts.model,
+                model=_model.name,
                 revision=facts.revision,
                 engine=facts.engine,
                 device=facts.device,
@@ -173,11 +173,16 @@ def process() -> Process:
     global _process
     with _loading:
         if _process is None:
-            engine = load_engine(replace(settings, model_name=_model.name, model_revision=_model.revision))
+            engine = load_engine(_own(settings))
             index = getattr(current_process(), "index", 0)
             name = f"{_node_name}/{index}" if index else _node_name
             _process = Process(engine, name, tuple(app.amqp.queues.consume_from))
         return _process
+
+
+def _own(settings: Settings) -> Settings:
+    """With the model of this worker as the default one."""
+    return replace(settings, model_name=_model.name, model_revision=_model.revision)
 
 
 def open_ledger(timeout_seconds: float, retries: int) -> Ledger:
@@ -329,9 +334,8 @@ class EndHungChild(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: Any = None
 
     def start(self, parent: Any) -> None:
-        self._timer = parent.timer.call_repeatedly(
-            settings.wake_seconds, watchdog.end_hung_child, (settings.hang_seconds, ask_ledger)
-        )
+        pause = min(settings.wake_seconds, settings.hang_seconds / watchdog.LOOKS)
+        self._timer = parent.timer.call_repeatedly(pause, watchdog.end_hung_child, (settings.hang_seconds, ask_ledger))
 
     def stop(self, parent: Any) -> None:
         if self._timer is not None:

@@ -23,6 +23,9 @@ HUNG = 5
 LOOKS = 10
 """Looks of the thread in `HANG_SECONDS`."""
 
+LATE = 3
+"""A look comes much too late after so many times the pause between two."""
+
 GRACE = 1.2
 """The parent ends a child that could not end itself after so many times `HANG_SECONDS`."""
 
@@ -76,6 +79,23 @@ def running() -> tuple[float, int, str]:
     return (time.monotonic() - begun if begun else 0.0), pid, suspect.rstrip(b"\0").decode()
 
 
+class Looks:
+    """Looks at the calls every `seconds`. A look that comes much too late tells that this process stood still (SIGSTOP, a frozen
+    container), and its child with it: the calls under way have not had that time, so theirs counts from then on."""
+
+    def __init__(self) -> None:
+        self._last = self._since = 0.0
+
+    def running(self, seconds: float) -> tuple[float, int, str]:
+        """As `running`, but at most since this process stood still."""
+        now = time.monotonic()
+        if now - self._last > LATE * seconds:
+            self._since = now
+        self._last = now
+        found, pid, suspect = running()
+        return min(found, now - self._since), pid, suspect
+
+
 def forget() -> None:
     """The process that made those calls has gone."""
     _memory[:] = bytes(_RECORD.size)
@@ -85,10 +105,10 @@ def start(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
     """End this process when its engine hangs."""
 
     def keep_looking() -> None:
-        pause = threading.Event()
+        pause, looks = threading.Event(), Looks()
         while True:
             pause.wait(hang_seconds / LOOKS)
-            seconds, _, suspect = running()
+            seconds, _, suspect = looks.running(hang_seconds / LOOKS)
             if seconds > hang_seconds:
                 try:
                     _tell(seconds, suspect, open_ledger)
@@ -99,9 +119,12 @@ def start(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
     threading.Thread(target=keep_looking, name="watchdog", daemon=True).start()
 
 
+_parents = Looks()
+
+
 def end_hung_child(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
-    """End the child if its engine hangs and it could not end itself."""
-    seconds, pid, suspect = running()
+    """End the child if its engine hangs and it could not end itself. To be called at least `LOOKS` times in `hang_seconds`."""
+    seconds, pid, suspect = _parents.running(hang_seconds / LOOKS)
     if pid not in (0, os.getpid()) and seconds > hang_seconds * GRACE:
         forget()
         try:

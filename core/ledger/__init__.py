@@ -65,7 +65,9 @@ held against it there, and what is not, is told in `core.recovery`.
 call (`NewerLayout`): a newer version may have written what it would misread. An older one is worked off as it is:
 
     1    (no `version`) `release` lowered the number in `attempts`, which was also what counted as deaths; there were no `deaths`
-    2    as above. Workers of layout 1 may work beside newer ones while these are brought in
+    2    as above. Workers of layout 1 know no `deaths` and no batches, and do not look at `version`, so nothing refuses them.
+         They are to be stopped before newer ones start: they fail an input at its fourth claim, also if the first three came to
+         no harm, and `release` of theirs lets a number come twice
 
 A batch is a job with a file at both ends: its id is the job's, and it goes with the job. One whose file cannot be embedded has no
 job. Files that were sent are `file:` and `content:` alone. The two files of an ended batch, `file-output-<hex>` and

@@ -236,6 +236,13 @@ local function event_of(id, status, lapsed)
   return lapsed and 'batch.expired' or 'batch.cancelled'
 end
 
+-- A batch ends with its job, and has two files from then on.
+local function end_batch(id, tenant, ended, expires)
+  for _, kind in ipairs({'batch', 'lines'}) do redis.call('PEXPIREAT', key(kind, id), expires) end
+  local output, error = files_of(id)
+  redis.call('ZADD', key('files', tenant), ended, output, ended, error)
+end
+
 -- End a job: its result lives for ttl_seconds from now, what was to be computed is dropped. `lapsed`: a batch is cancelled as its
 -- completion window is over.
 local function finish(id, status, lapsed)
@@ -251,11 +258,8 @@ local function finish(id, status, lapsed)
     shrunk[id] = nil
   end
   redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id))
-  for _, kind in ipairs({'job', 'vectors', 'errors', 'batch', 'lines'}) do redis.call('PEXPIREAT', key(kind, id), expires) end
-  if redis.call('ZREM', key('deadlines'), id) == 1 then
-    local output, error = files_of(id)
-    redis.call('ZADD', key('files', found[1]), now, output, now, error)
-  end
+  for _, kind in ipairs({'job', 'vectors', 'errors'}) do redis.call('PEXPIREAT', key(kind, id), expires) end
+  if redis.call('ZREM', key('deadlines'), id) == 1 then end_batch(id, found[1], now, expires) end
   if found[3] then redis.call('PEXPIREAT', key('idempotency', found[1], found[3]), expires) end
   if found[5] then redis.call('ZREM', key('auto', found[4]), id) end
   redis.call('ZADD', key('expiring'), expires, id .. '/' .. found[1])
@@ -291,8 +295,11 @@ local function lapse(limit)
     if is_live(redis.call('HGET', key('job', id), 'status')) then
       cancel(id, true)
       redis.call('HSET', key('batch', id), 'expired', 1)
-    else
+    else -- a worker of layout 1, which knows no batches, ended the job
       redis.call('ZREM', key('deadlines'), id)
+      local tenant, ended, expires = unpack(redis.call('HMGET', key('job', id), 'tenant', 'ended_at', 'expires_at'))
+      local owner = redis.call('HGET', key('batch', id), 'tenant')
+      if expires then end_batch(id, tenant, ended, expires) elseif owner then erase(id, owner) end
     end
   end
 end

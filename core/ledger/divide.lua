@@ -14,7 +14,7 @@ local waiting = 0
 for n = 5, #ARGV, 2 do
   local part, block = ARGV[n], ARGV[n + 1]
   redis.call('HSET', key('inputs', id), part, block)
-  redis.call('HSET', key('attempts', id), part, attempt)
+  redis.call('HSET', key('attempts', id), part, 0) -- its name is new, and to workers of layout 1 attempts are deaths
   redis.call('HSET', key('deaths', id), part, '{}')
   redis.call('RPUSH', key('suspects', record[3]), id .. '/' .. part)
   waiting = waiting + count_of(part)

@@ -125,6 +125,8 @@ class ClaimedShard:
     job_id: str
     span: Span
     attempt: int
+    model: str
+    """That the job asks for."""
     options: JobOptions
     inputs: tuple[Input, ...]
     deaths: int = 0
@@ -598,8 +600,14 @@ class Ledger:
         fates = list(json.loads(deaths).values()) if alone else []
         hangs = fates.count("hung")
         shards = tuple(
-            _claimed(_text(job), Span.parse(_text(span)), int(attempt), options, block, fates.count("died") + hangs, hangs)
-            for job, span, attempt, options, block in zip(*[iter(rest)] * 5, strict=True)
+            _claimed(
+                (_text(job), Span.parse(_text(span)), int(attempt), _text(model)),
+                options,
+                block,
+                fates.count("died") + hangs,
+                hangs,
+            )
+            for job, span, attempt, model, options, block in zip(*[iter(rest)] * 6, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 
@@ -740,14 +748,14 @@ def _require_known(version: bytes | str | None) -> None:
         raise _newer_layout(_text(version))
 
 
-def _claimed(job_id: str, span: Span, attempt: int, options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
+def _claimed(name: tuple[str, Span, int, str], options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
     try:
-        return ClaimedShard(job_id, span, attempt, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
+        return ClaimedShard(*name, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
     except UnreadableBlock as error:
         reason = error.message
     except (ValueError, TypeError):
         reason = "the job's options were written by another version"
-    return ClaimedShard(job_id, span, attempt, JobOptions(), (), unreadable=reason)
+    return ClaimedShard(*name, JobOptions(), (), unreadable=reason)
 
 
 def _worker(report: bytes) -> Worker:

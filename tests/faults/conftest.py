@@ -16,7 +16,7 @@ from core.ledger import Ledger, NewJob, connect
 from core.queues import create_celery, send_embed_pending
 from core.sharding import Input, cut
 from launcher.redis_server import RedisServer
-from tests.integration.test_worker import ended
+from tests.integration.test_worker import MODEL, ended
 from tests.processes import Process, Stack, wait_for
 
 LEASE_SECONDS = 2
@@ -86,7 +86,7 @@ class Fleet:
         """
         job_id = f"job{next(self._numbers)}"
         shards = list(cut(map(Input, texts), max_inputs=16, max_characters=10_000))
-        job = NewJob(job_id, "default", "cpu", lane, "m", JobOptions(), {}, 600, len(texts), len(shards))
+        job = NewJob(job_id, "default", "cpu", lane, MODEL, JobOptions(), {}, 600, len(texts), len(shards))
         if self.ledger.submit(job, shards, max_waiting_inputs=10**9)[1]:
             send_embed_pending(self.celery, "cpu")
         return job_id

@@ -123,6 +123,36 @@ def test_text_whose_vectors_cannot_be_read_fails_alone(ledger: Ledger, ahead: in
     assert_every_vector(ledger, "job", texts, but=frozenset({30}))
 
 
+def test_job_that_asks_for_another_model_fails_and_says_which(ledger: Ledger) -> None:
+    submit(ledger, TEXTS, "before", model="org/before")
+    submit(ledger, TEXTS, "now", model="org/now")
+    engine = Device()
+    drain(engine, ledger, MODEL_NAME="org/now")
+    before = ledger.get("before", "default")
+    assert (before.status, before.counts.failed) == (JobStatus.FAILED, len(TEXTS))
+    assert {(error.code, error.retryable) for error in before.errors} == {("model_changed", False)}
+    assert "org/before" in before.errors[0].message
+    assert "org/now" in before.errors[0].message
+    assert sum(map(len, engine.started)) == len(TEXTS)
+    assert_every_vector(ledger, "now", TEXTS)
+
+
+def test_text_that_cannot_be_tokenised_fails_alone(ledger: Ledger) -> None:
+    class Picky(Device):
+        def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
+            if any(text.startswith("RAISE") for text in texts):
+                raise ValueError("the tokenizer was asked to raise")
+            return super().tokenize(texts, prompt_name)
+
+    texts = [*TEXTS[:30], "RAISE an error", *TEXTS[30:60]]
+    submit(ledger, texts)
+    drain(Picky(), ledger)
+    job = ledger.get("job", "default")
+    assert (job.counts.done, [(error.index, error.code) for error in job.errors]) == (60, [(30, "embedding_failed")])
+    assert ledger.queue_states(["cpu"])[0].suspects == 0
+    assert_every_vector(ledger, "job", texts, but=frozenset({30}))
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_interactive_text_waits_for_the_batches_under_way_only(
     ledger: Ledger, ahead: int, monkeypatch: pytest.MonkeyPatch

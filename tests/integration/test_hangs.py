@@ -1,6 +1,10 @@
 """Engines that do not come back, inputs that cannot be read, and a ledger of a newer version: real workers."""
 
+import os
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import httpx
 import msgpack
@@ -46,6 +50,23 @@ def test_long_call_shows_in_the_report_and_neither_it_nor_its_death_is_a_hang(st
     for child in worker.children():
         subprocess.run(["kill", "-9", str(child)], check=False)
     assert ended(ledger, "job").counts.done == 1
+    assert "HANG_SECONDS" not in worker.output()
+
+
+def test_worker_that_stood_still_is_not_taken_for_hung(stack: Stack, ledger: Ledger, tmp_path: Path) -> None:
+    worker = stack.worker(app="tests.faults.app", HANG_SECONDS="4", LEASE_SECONDS="60")
+    children, held = worker.children(), tmp_path / "go"
+    submit(ledger, [f"HOLD {held}"])
+    wait_for(held.with_suffix(".held").exists, what="the batch")
+    os.killpg(worker.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: time.monotonic() - stopped > 5.5, what="the end of the pause")
+    os.killpg(worker.pid, signal.SIGCONT)
+    going = time.monotonic()
+    wait_for(lambda: time.monotonic() - going > 1.5 or worker.children() != children, what="looks of the watchdogs")
+    held.touch()
+    assert ended(ledger, "job").counts.done == 1
+    assert worker.children() == children
     assert "HANG_SECONDS" not in worker.output()
 
 

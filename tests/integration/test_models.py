@@ -209,7 +209,7 @@ def test_model_tells_what_its_workers_say(served: httpx.Client) -> None:
 
 def test_dimensions_and_prompts_are_held_against_the_workers_of_the_model(served: httpx.Client, api_ledger: Ledger) -> None:
     (small,) = [worker for worker in api_ledger.workers() if worker.queues == ("cpu.small",)]
-    other = replace(small, name="other@a", queues=("cpu.folder",), dimensions=64, prompts=("passage",))
+    other = replace(small, name="other@a", queues=("cpu.folder",), model="/srv/models/own", dimensions=64, prompts=("passage",))
     api_ledger.report(other, lifetime_seconds=60)
     try:
         wait_for(lambda: served.get("/v1/models/folder").json()["live"], what="the worker that is reported")
@@ -251,7 +251,7 @@ def test_model_that_nobody_serves_says_so_and_its_jobs_wait(api_stack: Stack, se
 def test_killed_worker_of_a_further_model_loses_nothing(
     api_stack: Stack, workers: dict[str, Process], api_ledger: Ledger
 ) -> None:
-    submit(api_ledger, TEXTS, queue="cpu.small")
+    submit(api_ledger, TEXTS, queue="cpu.small", model="org/small")
     wait_for(lambda: api_ledger.finished("job"), what="the first shard")
     workers["small"].kill_group()
     assert api_ledger.get("job", "default").status is JobStatus.RUNNING

@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from core.config import Settings
 from core.jobs import Job, JobOptions, JobStatus, Lane
 from core.ledger import Ledger, NewJob
 from core.sharding import Input, cut
@@ -15,14 +17,24 @@ from tests.processes import ROOT, Stack, wait_for
 
 pytestmark = pytest.mark.integration
 
+MODEL = Settings().model_name
+"""Of workers whose settings name no other."""
+
 
 def submit(
-    ledger: Ledger, texts: list[str], job_id: str = "job", *, lane: Lane = Lane.BULK, queue: str = "cpu", **options: object
+    ledger: Ledger,
+    texts: list[str],
+    job_id: str = "job",
+    *,
+    lane: Lane = Lane.BULK,
+    queue: str = "cpu",
+    model: str = MODEL,
+    **options: object,
 ) -> str:
     """Accept a job without the API; no message is sent, the worker's own timer finds the work."""
     shards = list(cut((Input(text) for text in texts), max_inputs=16, max_characters=10_000))
     ledger.stage(job_id, shards)
-    job = NewJob(job_id, "default", queue, lane, "m", JobOptions(**options), {}, 600, len(texts), len(shards))  # type: ignore[arg-type]
+    job = NewJob(job_id, "default", queue, lane, model, JobOptions(**options), {}, 600, len(texts), len(shards))  # type: ignore[arg-type]
     ledger.submit(job, max_waiting_inputs=10**9)
     return job_id
 
@@ -207,10 +219,11 @@ def test_two_workers_share_one_job(stack: Stack, ledger: Ledger) -> None:
     assert_every_vector(ledger, "job", TEXTS * 2)
 
 
-def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger) -> None:
-    stack.worker(name="busy", FAKE_BATCH_SECONDS="20", HEARTBEAT_SECONDS="5", LEASE_SECONDS="60")
-    submit(ledger, TEXTS)
-    wait_for(lambda: ledger.queue_states(["cpu"])[0].running, what="a running batch")
+def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger, tmp_path: Path) -> None:
+    stack.worker(app="tests.faults.app", name="busy", HEARTBEAT_SECONDS="5", LEASE_SECONDS="60")
+    held = tmp_path / "go"  # nobody makes it
+    submit(ledger, [f"HOLD {held}"])
+    wait_for(held.with_suffix(".held").exists, what="a running batch")
     assert "pong" in inspect(stack, "ping")
     assert "embed_pending" in inspect(stack, "active")
     assert "embed_pending" in inspect(stack, "registered")
@@ -238,7 +251,7 @@ def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger) -> Non
 )
 def test_worker_that_cannot_work_stops_and_says_why(stack: Stack, environ: dict[str, str], words: list[str]) -> None:
     worker = stack.worker(app="worker", wait=False, **environ)
-    assert wait_for(lambda: worker.popen.poll(), seconds=60, what="the worker's exit") != 0
+    assert wait_for(lambda: worker.popen.poll(), seconds=100, what="the worker's exit") != 0
     for word in words:
         assert word in worker.output()
 

@@ -241,7 +241,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.end(name_of(shard))
             parts = [(shard.job_id, f"{n}+1") for n in range(shard.span.first, shard.span.end)]
             self.fates |= {part: {} for part in parts}
-            self.attempts |= dict.fromkeys(parts, shard.attempt)
+            self.attempts |= dict.fromkeys(parts, 0)
 
     @precondition(lambda self: self.beliefs)
     @rule(pick=picks)

@@ -142,6 +142,27 @@ def test_files_of_a_batch_are_named_when_it_ends(at: Scenario) -> None:
     assert sorted(Files(at.ledger).ids("alice")) == ["file-error-1", "file-output-1"]
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_batch_that_a_worker_without_batches_ended_is_made_whole_at_the_end_of_its_window(at: Scenario, gone: bool) -> None:
+    submit(at)
+    at.commit(*at.claim().shards)
+    for kind in ("batch", "lines"):
+        at.redis.persist(at.key(kind, "job_1"))
+    at.redis.delete(at.key("files", "alice"))
+    if gone:
+        at.expire_job("job_1")
+    pass_window(at)
+    at.ledger.wants_wake("cpu")
+    if gone:
+        at.release()
+        at.forget_message()
+        assert at.all_keys() <= PERMANENT
+        return
+    assert sorted(Files(at.ledger).ids("alice")) == ["file-error-1", "file-output-1"]
+    for kind in ("batch", "lines"):
+        assert at.redis.pttl(at.key(kind, "job_1")) == pytest.approx(at.redis.pttl(at.key("job", "job_1")), abs=1000)
+
+
 def test_vectors_go_with_the_last_file_that_is_not_empty(at: Scenario) -> None:
     submit(at)
     at.commit(*at.claim().shards, failed=[1])

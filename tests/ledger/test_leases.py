@@ -280,6 +280,15 @@ def test_no_two_claims_of_a_shard_have_the_same_number(at: Scenario) -> None:
     assert [shard.attempt for shard in found] == [1, 2, 3, 4, 5]
 
 
+def test_part_starts_with_no_attempt(at: Scenario) -> None:
+    """Workers of layout 1 take the attempts of an input for its deaths, and would fail it untried."""
+    at.submit("job", (2,))
+    for _ in range(3):
+        lapse(at)
+    assert at.ledger.divide("cpu", at.claim_one())
+    assert [at.claim_one().attempt for _ in range(2)] == [1, 1]
+
+
 def test_release_repeated_after_the_next_claim_changes_nothing(at: Scenario) -> None:
     at.submit("job", (1,))
     mine = at.claim_one("w1")

@@ -147,8 +147,12 @@ def test_report_of_a_newer_version_can_be_read(at: Scenario) -> None:
 def test_worker_that_was_killed_leaves_the_sets_with_the_next_report(at: Scenario) -> None:
     at.report("w1", lifetime_seconds=0.01)
     wait_for(lambda: at.ledger.workers() == [], seconds=5)
-    at.report("w2")
-    assert at.strings("workers") == at.strings("workers", "cpu") == ["w2"]
+
+    def w2_alone() -> bool:
+        at.report("w2")
+        return at.strings("workers") == at.strings("workers", "cpu") == ["w2"]
+
+    wait_for(w2_alone, seconds=5, what="the end of w1's time in the sets")
 
 
 def test_retired_worker_is_gone_at_once(at: Scenario) -> None:

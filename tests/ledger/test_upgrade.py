@@ -56,7 +56,7 @@ def leases_run_out(server: redis.Redis) -> None:
 
 
 def drain(ledger: Ledger) -> None:
-    settings = Settings.from_env({})
+    settings = Settings.from_env({"MODEL_NAME": "m"})
     worker = Drain(
         FakeEngine(settings), ledger, settings, "new@test", wake=lambda queue: None, stopping=lambda: False, linger_seconds=0
     )

@@ -46,7 +46,7 @@ def test_worker_of_a_further_models_queue_embeds_with_it(
 
     folder = tiny_model(tmp_path, model_folder, "bert", "mean")
     stack.worker("cpu.tiny", app="worker", DEVICE="cpu", ENGINE="torch", PARITY="0", MODELS_FILE=listed(tmp_path, folder))
-    job = ended(ledger, submit(ledger, texts[:40], queue="cpu.tiny"))
+    job = ended(ledger, submit(ledger, texts[:40], queue="cpu.tiny", model=str(folder)))
     assert (job.counts.done, job.dimensions, job.engine) == (40, 32, "torch")
     (worker,) = ledger.workers()
     assert (worker.model, worker.queues) == (str(folder), ("cpu.tiny",))

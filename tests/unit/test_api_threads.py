@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import fakeredis
 import pytest
@@ -14,6 +15,7 @@ from api.wakes import Wakes
 from core.errors import LedgerUnavailable, PlacesFull
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
+from core.models import Model
 from tests.processes import wait_for
 
 
@@ -32,6 +34,13 @@ def test_live_workers_are_read_again_when_the_list_is_old() -> None:
     now[0] += 0.2
     assert [worker.name for worker in workers.get()] == ["a", "b"]
     assert workers.queues() == {"cpu", "gpu"}
+
+
+def test_worker_that_still_has_another_model_tells_nothing_about_this_one() -> None:
+    ledger = Ledger(fakeredis.FakeRedis(), "test:")
+    ledger.report(worker_named("a", "cpu"), lifetime_seconds=60)
+    ledger.report(replace(worker_named("b", "cpu"), model="before"), lifetime_seconds=60)
+    assert [worker.name for worker in LiveWorkers(ledger).of(Model("m", default=True))] == ["a"]
 
 
 class Broker:
