@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from vector_api_client.errors import InputsFailed, NotFound, Unavailable
+from vector_api_client.errors import InputsFailed, NotFound
 from vector_api_client.inputs import Input, Inputs
 from vector_api_client.records import InputError, Job, JobResult, Result, Vectors
 from vector_api_client.transport import MOST_SECONDS_HELD, Deadline, OnRetry, Transport
@@ -45,7 +45,7 @@ class Client:
         base_url: where it is; else VECTOR_API_URL of the environment, else this machine's port 8000.
         api_key: needed where the service asks for one; else VECTOR_API_KEY of the environment.
         retry_seconds: how long a request is tried again while nobody answers or the service says 429, 502, 503 or 504.
-            `Retry-After` is obeyed, up to 120 s. Nothing is repeated that could be done twice.
+            `Retry-After` is obeyed, up to 120 s. No request does harm when it is repeated.
         on_retry: called with the error and the seconds of the pause before each new try.
 
     Every method raises a `VectorApiError` of `vector_api_client.errors` and no other error for what the service or the network
@@ -137,16 +137,7 @@ class Client:
 
     def cancel(self, job: Job | str) -> Job:
         """The job, cancelled; or as it is, if it had ended before. What was finished stays readable."""
-        found = self.show(job)
-        while not found.ended:
-            # DELETE would delete what it has just cancelled, so it is never repeated without a look.
-            try:
-                self._http.request("DELETE", _path(found), repeatable=False)
-            except Unavailable:
-                found = self.show(job)
-            else:
-                return self.show(job)
-        return found
+        return Job.from_record(self._http.json("POST", f"{_path(job)}/cancel"))
 
     def delete(self, job: Job | str) -> None:
         """Remove the job and its vectors; one that still runs is cancelled first. No error when it is gone by then.

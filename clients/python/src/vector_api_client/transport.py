@@ -1,4 +1,4 @@
-"""Requests over HTTP, repeated while that can help and cannot do harm. Errors of httpx end here."""
+"""Requests over HTTP, repeated while that can help: none of them does harm when it is done twice. Errors of httpx end here."""
 
 import random
 import time
@@ -42,8 +42,6 @@ REFUSALS: dict[int, type[Refused]] = {
     413: TooLarge,
     429: TryLater,
 }
-
-NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 OnRetry = Callable[[VectorApiError, float], None]
 Body = Callable[[], Iterator[bytes]]
@@ -105,14 +103,12 @@ class Transport:
         params: Mapping[str, Any] | None = None,
         body: Body | None = None,
         headers: Mapping[str, str] | None = None,
-        repeatable: bool = True,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
         """The answer, when it is a success.
 
         Args:
             body: yields the body from its start, each time it is called.
-            repeatable: doing it twice is as good as once. What is not is repeated only when it certainly was not done.
 
         Raises:
             Unavailable: nobody answers, or the service cannot do it now.
@@ -126,9 +122,6 @@ class Transport:
             try:
                 return self._once(method, path, params, body, headers)
             except (Unavailable, TryLater) as error:
-                unsent = isinstance(error.__cause__, NEVER_SENT) or isinstance(error, TryLater)
-                if not (repeatable or unsent):
-                    raise
                 give_up_at = give_up_at or time.monotonic() + self._retry_seconds
                 pause = _pause(error.retry_after_seconds, tries)
                 if time.monotonic() + pause > give_up_at:
