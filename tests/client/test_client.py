@@ -1,9 +1,10 @@
 """The Python client against a real API, with connections that are lost at every bad moment."""
 
 import itertools
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -248,9 +249,11 @@ def test_cancel_is_tried_again_with_pauses_and_given_up(client: Client, relay: R
         return piece
 
     relay.asking = lose
-    with Client(relay.url, retry_seconds=1, on_retry=lambda error, pause: retries.append(pause)) as hasty:
-        with pytest.raises(Unavailable):
-            hasty.cancel(job)
+    with (
+        Client(relay.url, retry_seconds=1, on_retry=lambda error, pause: retries.append(pause)) as hasty,
+        pytest.raises(Unavailable),
+    ):
+        hasty.cancel(job)
     assert len(lost) == len(retries) + 1 < 10
     client.delete(job)
 
@@ -307,6 +310,26 @@ def test_total_timeout_ends_the_call_and_not_the_job(client: Client, wait: objec
     assert time.monotonic() - started < 2
     assert not client.show(job).ended
     client.delete(job)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.wait("job_x", timeout_seconds=0.5),
+        lambda client: client.result("job_x", timeout_seconds=0.5),
+        lambda client: client.submit(["a"], timeout_seconds=0.5),
+        lambda client: client.embed(["a"], timeout_seconds=0.5),
+    ],
+)
+@pytest.mark.parametrize("silent", [True, False], ids=["nobody answers", "nobody is there"])
+def test_total_timeout_holds_where_the_service_is_away(call: Callable[[Client], object], silent: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if silent else free_port()
+        with Client(f"http://127.0.0.1:{port}", retry_seconds=5) as client:
+            started = time.monotonic()
+            with pytest.raises(TimedOut, match="; the job goes on"):
+                call(client)
+            assert time.monotonic() - started < 2
 
 
 def test_inputs_are_spooled_and_sent_as_often_as_needed() -> None:

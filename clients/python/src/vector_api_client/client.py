@@ -88,37 +88,41 @@ class Client:
         Raises:
             BadInput: one of the inputs cannot be embedded; nothing was sent.
         """
-        if not isinstance(inputs, Inputs):
-            with Inputs(inputs) as made:
-                return self.submit(
-                    made, idempotency_key=idempotency_key, timeout_seconds=timeout_seconds, on_sent=on_sent, **options
-                )
-        headers = {
-            "Content-Type": "application/x-ndjson",
-            "Content-Length": str(inputs.size_bytes),
-            "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
-        }
-        record = self._http.json(
-            "POST",
-            "/v1/jobs",
-            params=_as_query(options),
-            body=lambda: inputs.pieces(on_sent),
-            headers=headers,
-            deadline=Deadline(timeout_seconds),
-        )
+        deadline = Deadline(timeout_seconds)
+        with contextlib.nullcontext(inputs) if isinstance(inputs, Inputs) else Inputs(inputs) as made:
+            headers = {
+                "Content-Type": "application/x-ndjson",
+                "Content-Length": str(made.size_bytes),
+                "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
+            }
+            record = self._http.json(
+                "POST",
+                "/v1/jobs",
+                params=_as_query(options),
+                body=lambda: made.pieces(on_sent),
+                headers=headers,
+                deadline=deadline,
+            )
         return Job.from_record(record)
 
     def show(self, job: Job | str, *, wait_seconds: float = 0) -> Job:
         """The job as it is now, or as it is when it ends within `wait_seconds` (30 at most)."""
+        return self._show(job, wait_seconds, Deadline())
+
+    def _show(self, job: Job | str, wait_seconds: float, deadline: Deadline) -> Job:
         params = {"wait": min(wait_seconds, MOST_SECONDS_HELD)} if wait_seconds else None
-        return Job.from_record(self._http.json("GET", _path(job), params=params))
+        return Job.from_record(self._http.json("GET", _path(job), params=params, deadline=deadline))
+
+    def _look(self, job: Job | str, deadline: Deadline) -> Job:
+        """The job as it is when it ends or `POLL_SECONDS` are over."""
+        return self._show(job, max(0.001, min(POLL_SECONDS, deadline.left())), deadline)
 
     def wait(
         self, job: Job | str, *, timeout_seconds: float | None = None, on_progress: Callable[[Job], None] = lambda job: None
     ) -> Job:
         """The job when it has ended. `on_progress` gets it as it is about every second."""
         deadline = Deadline(timeout_seconds)
-        while not (found := self.show(job, wait_seconds=max(0.001, min(POLL_SECONDS, deadline.left())))).ended:
+        while not (found := self._look(job, deadline)).ended:
             on_progress(found)
             deadline.check()
         on_progress(found)
@@ -178,7 +182,7 @@ class Client:
             if following is None:
                 return
             if following == at:
-                on_wait(self.show(job, wait_seconds=max(0.001, min(POLL_SECONDS, deadline.left()))))
+                on_wait(self._look(job, deadline))
             at = following
 
     def stream(self, job: Job | str, *, offset: int = 0, timeout_seconds: float | None = None) -> Iterator[Result]:

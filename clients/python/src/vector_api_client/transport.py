@@ -120,8 +120,10 @@ class Transport:
         while True:
             deadline.check()
             try:
-                return self._once(method, path, params, body, headers)
+                return self._once(method, path, params, body, headers, deadline)
             except (Unavailable, TryLater) as error:
+                if deadline.left() <= 0:
+                    raise deadline.over() from error
                 give_up_at = give_up_at or time.monotonic() + self._retry_seconds
                 pause = _pause(error.retry_after_seconds, tries)
                 if time.monotonic() + pause > give_up_at:
@@ -133,10 +135,18 @@ class Transport:
                 tries += 1
 
     def _once(
-        self, method: str, path: str, params: Mapping[str, Any] | None, body: Body | None, headers: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        body: Body | None,
+        headers: Mapping[str, str] | None,
+        deadline: Deadline,
     ) -> httpx.Response:
+        content = body and _until(deadline, body())
+        timeout = _silence(deadline.left())
         try:
-            answer = self._http.request(method, path, params=params, content=body and body(), headers=headers)
+            answer = self._http.request(method, path, params=params, content=content, headers=headers, timeout=timeout)
         except httpx.TransportError as error:
             raise Unavailable(f"{self.base_url} does not answer ({_reason(error)})") from error
         if not answer.is_success:
@@ -157,6 +167,17 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadSetting(f"the service's URL must be like http://127.0.0.1:8000, got {url!r}")
     return url.strip().rstrip("/")
+
+
+def _until(deadline: Deadline, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        deadline.check()
+        yield piece
+
+
+def _silence(left: float) -> httpx.Timeout:
+    """`TIMEOUT`, and nothing in it longer than what is left."""
+    return httpx.Timeout(**{kind: max(0.001, min(seconds or left, left)) for kind, seconds in TIMEOUT.as_dict().items()})
 
 
 def _pause(asked: float | None, tries: int) -> float:
