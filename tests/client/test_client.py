@@ -2,10 +2,8 @@
 
 import itertools
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from core.keys import append, digest_of
 from tests.client.conftest import KEY, OtherApi, port_of
 from tests.client.relay import Relay
 from tests.fakes import DIMENSIONS, vector_of
-from tests.processes import free_port, wait_for
+from tests.processes import Stack, free_port, wait_for
 from vector_api_client import (
     BadInput,
     BadSetting,
@@ -35,6 +33,7 @@ from vector_api_client.inputs import MOST_BYTES_HELD
 pytestmark = pytest.mark.integration
 
 TOO_LONG = "word " * 300
+BOBS_KEY = "va_another-key"
 
 
 def texts(count: int, start: int = 0) -> list[str]:
@@ -48,6 +47,17 @@ def slow(count: int) -> list[str]:
 
 def expected(inputs: list[str]) -> np.ndarray:
     return np.stack([vector_of(text) for text in inputs])
+
+
+@pytest.fixture(scope="module")
+def strict_url(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of an API with low limits, and with two tenants: the limits of one do not disturb the other."""
+    keys = tmp_path_factory.mktemp("strict") / "keys"
+    for tenant, key in (("alice", KEY), ("bob", BOBS_KEY)):
+        append(keys, f"{tenant}:{digest_of(key)}")
+    api = OtherApi(stack)
+    yield api.start(API_KEYS_FILE=str(keys), MAX_STREAM_BYTES="2000", MAX_TENANT_REQUESTS_PER_MINUTE="60")
+    api.stop()
 
 
 # What comes back ------------------------------------------------------------------------------------------------------
@@ -143,7 +153,7 @@ def test_bad_url_is_told_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> N
         Client(url)
 
 
-def test_refusals_have_their_classes(client: Client, other_api: OtherApi, tmp_path: Path) -> None:
+def test_refusals_have_their_classes(client: Client, strict_url: str) -> None:
     for unknown in ("job_unknown", "../queues", "?status=failed"):
         with pytest.raises(NotFound):
             client.show(unknown)
@@ -153,12 +163,10 @@ def test_refusals_have_their_classes(client: Client, other_api: OtherApi, tmp_pa
     client.submit(["a"], idempotency_key="the same")
     with pytest.raises(Conflict):
         client.submit(["b"], idempotency_key="the same")
-    append(tmp_path / "keys", f"alice:{digest_of(KEY)}")
-    url = other_api.start(API_KEYS_FILE=str(tmp_path / "keys"), MAX_STREAM_BYTES="2000", MAX_TENANT_REQUESTS_PER_MINUTE="60")
     for key in (None, "va_wrong"):
-        with Client(url, api_key=key) as stranger, pytest.raises(Unauthorized):
+        with Client(strict_url, api_key=key) as stranger, pytest.raises(Unauthorized):
             stranger.submit(texts(10_000))
-    with Client(url, api_key=KEY) as alice:
+    with Client(strict_url, api_key=KEY) as alice:
         with pytest.raises(TooLarge, match="MAX_STREAM_BYTES"):
             alice.submit(texts(10_000))
         job = alice.submit(["a"])
@@ -166,11 +174,11 @@ def test_refusals_have_their_classes(client: Client, other_api: OtherApi, tmp_pa
             client.show(job)
 
 
-def test_retry_after_is_obeyed_and_given_up_in_time(other_api: OtherApi) -> None:
+def test_retry_after_is_obeyed_and_given_up_in_time(strict_url: str) -> None:
     """60 requests a minute: after a burst of 60 there is one each second."""
-    url = other_api.start(MAX_TENANT_REQUESTS_PER_MINUTE="60")
     pauses: list[float] = []
-    with Client(url, on_retry=lambda error, pause: pauses.append(pause)) as client, Client(url, retry_seconds=0) as hasty:
+    patient = Client(strict_url, api_key=BOBS_KEY, on_retry=lambda error, pause: pauses.append(pause))
+    with patient as client, Client(strict_url, api_key=BOBS_KEY, retry_seconds=0) as hasty:
         deadline = time.monotonic() + 30
         while not pauses:
             client.queues()
@@ -203,16 +211,17 @@ def test_result_is_whole_after_cuts_in_the_middle_of_pages(lossy: Client, relay:
     np.testing.assert_allclose(found.vectors, expected(inputs), rtol=1e-6)
 
 
-def test_stream_goes_on_after_the_api_was_killed(lossy: Client, relay: Relay, other_api: OtherApi) -> None:
+def test_stream_goes_on_after_the_api_was_killed(url: str, relay: Relay, other_api: OtherApi) -> None:
+    """The next one, over the same Redis, is there when the client has asked once more in vain."""
     relay.target = port_of(other_api.start())
-    inputs = slow(150)
-    job = lossy.submit(inputs)
+    inputs = slow(400)  # more than the first page holds
     rows = []
-    for found in lossy.stream(job):
-        if found.index == 40:
-            other_api.kill()
-            threading.Thread(target=lambda: setattr(relay, "target", port_of(other_api.start()))).start()
-        rows.append(found.embedding)
+    with Client(relay.url, on_retry=lambda error, pause: setattr(relay, "target", port_of(url))) as lossy:
+        for found in lossy.stream(lossy.submit(inputs)):
+            if found.index == 40:
+                other_api.kill()
+            rows.append(found.embedding)
+    assert relay.target == port_of(url)
     np.testing.assert_allclose(np.stack(rows), expected(inputs), rtol=1e-6)
 
 

@@ -104,22 +104,22 @@ def test_failed_texts_are_told_with_their_lines(run: Run, tmp_path: Path) -> Non
 
 
 def test_bad_line_sends_nothing_unless_it_is_skipped(run: Run, client: Client, tmp_path: Path) -> None:
-    lines = [json.dumps(f"text {n}") for n in range(1, 9001)]
-    lines[6999] = '{"text": oops}'
+    lines = [json.dumps(f"text {n}") for n in range(1, 1101)]
+    lines[999] = '{"text": oops}'
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    before = next(client.jobs()).id
+    newest = client.submit(["x"]).id
     done = run("embed", "a.jsonl", "-o", "out.npy")
-    assert (done.code, next(client.jobs()).id) == (2, before)
-    assert "a.jsonl has 1 bad line; nothing was sent\n  line 7,000 is not valid JSON at column 10" in done.told
+    assert (done.code, next(client.jobs()).id) == (2, newest)
+    assert "a.jsonl has 1 bad line; nothing was sent\n  line 1,000 is not valid JSON at column 10" in done.told
     assert "--skip-bad" in done.told
     assert left(tmp_path) == {"a.jsonl"}
     done = run("embed", "a.jsonl", "-o", "out.npy", "--skip-bad")
     assert done.code == 3
-    assert "8,999 texts, without 1 bad line" in done.told
-    assert "1 of 9,000 have no vector" in done.told
+    assert "1,099 texts, without 1 bad line" in done.told
+    assert "1 of 1,100 have no vector" in done.told
     found = np.load(tmp_path / "out.npy")
-    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [6999]
-    np.testing.assert_allclose(found[7000:], expected([f"text {n}" for n in range(7001, 9001)]), rtol=1e-6)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [999]
+    np.testing.assert_allclose(found[1000:], expected([f"text {n}" for n in range(1001, 1101)]), rtol=1e-6)
 
 
 def test_line_that_the_service_refuses_is_named_as_it_is_in_the_file(run: Run, tmp_path: Path) -> None:
