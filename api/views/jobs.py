@@ -144,10 +144,26 @@ def show(job_id: JobId) -> Response:
 def remove(job_id: JobId) -> Response:
     """Cancel a live job, delete an ended one.
 
-    Cancelling takes effect within one batch; what was finished before stays readable.
+    Cancelling takes effect within one batch; what was finished before stays readable. A job may end meanwhile: who wants to
+    cancel and never to delete has `POST /v1/jobs/{id}/cancel`.
     """
     Query(request.args, ())
     tenant = tenant_of(request)
     if services().ledger.remove(job_id, tenant) == "deleted":
         return json_answer({"id": job_id, "object": "job", "deleted": True})
     return json_answer(job_record(services().ledger.get(job_id, tenant)))
+
+
+@views.post("/<job_id>/cancel")
+@describes({200: Answer("The job, which has ended: now, or before.", JobRecord)}, errors=(JobNotFound,))
+def cancel(job_id: JobId) -> Response:
+    """Cancel a job, never delete it.
+
+    It takes effect within one batch; what was finished before stays readable. A job that has ended is answered as it is, so
+    that a request whose answer was lost can be repeated.
+    """
+    Query(request.args, ())
+    tenant = tenant_of(request)
+    with refusing(request):
+        services().ledger.cancel(job_id, tenant)
+    return json_answer(_record(services().ledger.get(job_id, tenant)))

@@ -1,9 +1,9 @@
-"""A relay between a client and an API that loses connections when it is told to."""
+"""A relay between a client and an API that loses connections, and changes what passes, when it is told to."""
 
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,11 +12,17 @@ PIECE_BYTES = 65_536
 
 @dataclass
 class Relay:
-    """Passes connections on to `target`. `cuts`: each takes down the next connection after so many bytes of its answers."""
+    """Passes connections on to `target`.
+
+    `cuts`: each takes down the next connection after so many bytes of its answers.
+    `asking`, `answering`: each piece of requests and of answers goes through it; an OSError takes the connection down.
+    """
 
     listener: socket.socket
     target: int
     cuts: list[int] = field(default_factory=list)
+    asking: Callable[[bytes], bytes] = bytes
+    answering: Callable[[bytes], bytes] = bytes
     connections: int = 0
     _open: set[socket.socket] = field(default_factory=set)
 
@@ -49,6 +55,7 @@ class Relay:
         count = 0
         with contextlib.suppress(OSError):
             while piece := source.recv(PIECE_BYTES):
+                piece = self.answering(piece) if answers else self.asking(piece)
                 count += len(piece)
                 if answers and self.cuts and count > self.cuts[0]:
                     target.sendall(piece[: len(piece) - (count - self.cuts.pop(0))])

@@ -1,6 +1,7 @@
 """The command `vector-api` as a user runs it: real processes against a real service."""
 
 import csv
+import itertools
 import json
 import re
 import signal
@@ -16,6 +17,7 @@ from pyarrow import parquet
 
 from core.keys import append, digest_of
 from tests.client.conftest import KEY, OtherApi, Run
+from tests.client.relay import Relay
 from tests.fakes import vector_of
 from tests.processes import Stack, free_port, wait_for
 from vector_api_client import Client
@@ -95,29 +97,29 @@ def test_failed_texts_are_told_with_their_lines(run: Run, tmp_path: Path) -> Non
     done = run("embed", "a.jsonl", "-o", "out.npy", "--truncate", "error")
     assert done.code == 3
     assert "2 vectors of 8 dimensions" in done.told
-    assert "1 of 3 have no vector; out.errors.jsonl says why of each. The first:\n  line 2: " in done.told
-    (error,) = [json.loads(line) for line in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert "1 of 3 have no vector; out.npy.errors.jsonl says why of each. The first:\n  line 2: " in done.told
+    (error,) = [json.loads(line) for line in (tmp_path / "out.npy.errors.jsonl").read_text().splitlines()]
     assert (error["index"], error["line"], error["code"]) == (1, 2, "text_too_long")
     assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [False, True, False]
 
 
 def test_bad_line_sends_nothing_unless_it_is_skipped(run: Run, client: Client, tmp_path: Path) -> None:
-    lines = [json.dumps(f"text {n}") for n in range(1, 9001)]
-    lines[6999] = '{"text": oops}'
+    lines = [json.dumps(f"text {n}") for n in range(1, 1101)]
+    lines[999] = '{"text": oops}'
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    before = next(client.jobs()).id
+    newest = client.submit(["x"]).id
     done = run("embed", "a.jsonl", "-o", "out.npy")
-    assert (done.code, next(client.jobs()).id) == (2, before)
-    assert "a.jsonl has 1 bad line; nothing was sent\n  line 7,000 is not valid JSON at column 10" in done.told
+    assert (done.code, next(client.jobs()).id) == (2, newest)
+    assert "a.jsonl has 1 bad line; nothing was sent\n  line 1,000 is not valid JSON at column 10" in done.told
     assert "--skip-bad" in done.told
     assert left(tmp_path) == {"a.jsonl"}
     done = run("embed", "a.jsonl", "-o", "out.npy", "--skip-bad")
     assert done.code == 3
-    assert "8,999 texts, without 1 bad line" in done.told
-    assert "1 of 9,000 have no vector" in done.told
+    assert "1,099 texts, without 1 bad line" in done.told
+    assert "1 of 1,100 have no vector" in done.told
     found = np.load(tmp_path / "out.npy")
-    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [6999]
-    np.testing.assert_allclose(found[7000:], expected([f"text {n}" for n in range(7001, 9001)]), rtol=1e-6)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [999]
+    np.testing.assert_allclose(found[1000:], expected([f"text {n}" for n in range(1001, 1101)]), rtol=1e-6)
 
 
 def test_line_that_the_service_refuses_is_named_as_it_is_in_the_file(run: Run, tmp_path: Path) -> None:
@@ -126,6 +128,22 @@ def test_line_that_the_service_refuses_is_named_as_it_is_in_the_file(run: Run, t
     assert done.code == 2
     assert "a.txt line 4 is refused by the service: has 200001 characters, the limit is 200000" in done.told
     assert left(tmp_path) == {"a.txt"}
+
+
+def test_no_file_of_the_users_is_lost(run: Run, tmp_path: Path) -> None:
+    mine = '"one"\n"two"\n'
+    for name in ("app.errors.jsonl", "b.npy.errors.jsonl", "c.npy.part"):
+        (tmp_path / name).write_text(mine)
+    assert run("embed", "app.errors.jsonl", "-o", "app.npy").code == 0
+    for output, existing in (("b.npy", "b.npy.errors.jsonl"), ("c.npy", "c.npy.part")):
+        done = run("embed", "app.errors.jsonl", "-o", output)
+        assert (done.code, done.told) == (2, f"vector-api: {existing} exists; --overwrite replaces it\n")
+    for output, itself in (("b.npy", "b.npy.errors.jsonl"), ("c.npy", "c.npy.part"), ("app.errors.jsonl", "app.errors.jsonl")):
+        done = run("embed", itself, "--format", "jsonl", "-o", output, "--overwrite")
+        assert (done.code, done.told) == (2, f"vector-api: {itself} is the input, and -o {output} would write to it\n")
+    assert {path.read_text() for path in tmp_path.iterdir() if path.name != "app.npy"} == {mine}
+    assert run("embed", "app.errors.jsonl", "-o", "b.npy", "--overwrite").code == 0
+    assert left(tmp_path) == {"app.errors.jsonl", "app.npy", "b.npy", "c.npy.part"}
 
 
 # Interruptions --------------------------------------------------------------------------------------------------------
@@ -199,6 +217,26 @@ def test_unfinished_run_is_not_mixed_with_another(run: Run, client: Client, tmp_
     assert np.load(tmp_path / "out.npy").shape == (2, 8)
     again = run("embed", "a.txt", "-o", "out.npy")
     assert (again.code, "out.npy exists; --overwrite replaces it" in again.told) == (2, True)
+
+
+def test_failure_of_the_service_makes_no_second_job(run: Run, client: Client, relay: Relay, tmp_path: Path) -> None:
+    """The job was accepted, and its answer became a 500 on the way."""
+    (tmp_path / "a.txt").write_text("one\n")
+    before = next(client.jobs(), None)
+
+    def fail(piece: bytes) -> bytes:
+        failed = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
+        return failed if piece.startswith(b"HTTP/1.1 202") else piece
+
+    relay.answering = fail
+    done = run("embed", "a.txt", "-o", "out.npy", "--url", relay.url)
+    assert (done.code, "answered 500" in done.told) == (1, True)
+    assert left(tmp_path) == {"a.txt", "out.npy.state.json"}
+    relay.answering = bytes
+    assert run("embed", "a.txt", "-o", "out.npy", "--url", relay.url).code == 0
+    made = list(itertools.takewhile(lambda job: before is None or job.id != before.id, client.jobs()))
+    assert [(job.total, job.status) for job in made] == [(1, "succeeded")]
+    assert left(tmp_path) == {"a.txt", "out.npy"}
 
 
 def test_job_that_is_gone_is_told(run: Run, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_tenants_see_nothing_of_each_other(alice: httpx.Client, bob: httpx.Clien
         ("GET", f"/v1/jobs/{job_id}"),
         ("GET", f"/v1/jobs/{job_id}?wait=1"),
         ("GET", f"/v1/jobs/{job_id}/result"),
+        ("POST", f"/v1/jobs/{job_id}/cancel"),
         ("DELETE", f"/v1/jobs/{job_id}"),
         ("GET", f"/v1/jobs?after={job_id}"),
     ):

@@ -142,6 +142,25 @@ def test_delete_cancels_a_live_job_and_deletes_an_ended_one(api: httpx.Client, d
     error_of(api.delete(f"/v1/jobs/{job_id}"), 404, "id", "job_not_found")
 
 
+def test_cancel_ends_a_live_job_and_leaves_an_ended_one(api: httpx.Client, driver: Driver, api_ledger: Ledger) -> None:
+    job_id = new_job(api, 6)
+    driver.work(1)
+    held = driver.claim().shards[0]
+    cancelled = api.post(f"/v1/jobs/{job_id}/cancel")
+    assert (cancelled.status_code, cancelled.json()["status"], cancelled.json()["counts"]["done"]) == (200, "cancelled", 2)
+    assert api_ledger.extend("cpu", NAME, [held], lease_seconds=5) == [False], "its worker is told to stop"
+    again = api.post(f"/v1/jobs/{job_id}/cancel")
+    assert (again.status_code, again.json()) == (200, cancelled.json())
+    succeeded = new_job(api)
+    driver.work_all()
+    record = api.get(f"/v1/jobs/{succeeded}").json()
+    answer = api.post(f"/v1/jobs/{succeeded}/cancel")
+    assert (answer.status_code, answer.json(), record["status"]) == (200, record, "succeeded")
+    assert api.get(f"/v1/jobs/{succeeded}/result").json()["count"] == 4
+    error_of(api.post("/v1/jobs/job_x/cancel"), 404, "id", "job_not_found")
+    error_of(api.post(f"/v1/jobs/{succeeded}/cancel?force=1"), 400, "force")
+
+
 # Idempotency ----------------------------------------------------------------------------------------------------------
 
 

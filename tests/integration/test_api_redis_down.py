@@ -34,6 +34,7 @@ ROUTES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/v1/jobs/{id}/result", {}),
     ("GET", "/v1/jobs/{id}/result?format=npy", {}),
     ("DELETE", "/v1/jobs/{id}", {}),
+    ("POST", "/v1/jobs/{id}/cancel", {}),
     ("POST", "/v1/jobs", {"json": {"inputs": ["a"]}}),
     ("POST", "/v1/jobs?wait=10", {"json": {"inputs": ["a"]}}),
     ("POST", "/v1/jobs", {"json": {"inputs": ["a"]}, "headers": {"Idempotency-Key": "k"}}),

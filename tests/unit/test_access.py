@@ -68,6 +68,7 @@ def rewrite(file: Path, content: str) -> None:
         ("OPTIONS", "/v1/jobs"),
         ("GET", "/v1/jobs/x"),
         ("DELETE", "/v1/jobs/x"),
+        ("POST", "/v1/jobs/x/cancel"),
         ("GET", "/v1/jobs/x/result"),
         ("GET", "/nope"),
         ("PUT", "/v1/jobs"),

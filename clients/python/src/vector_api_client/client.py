@@ -13,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import orjson
 
-from vector_api_client.errors import InputsFailed, NotFound, Unavailable
+from vector_api_client.errors import InputsFailed, NotFound
 from vector_api_client.inputs import Input, Inputs
 from vector_api_client.records import InputError, Job, JobResult, Result, Vectors
 from vector_api_client.transport import MOST_SECONDS_HELD, Deadline, OnRetry, Transport
@@ -45,7 +45,7 @@ class Client:
         base_url: where it is; else VECTOR_API_URL of the environment, else this machine's port 8000.
         api_key: needed where the service asks for one; else VECTOR_API_KEY of the environment.
         retry_seconds: how long a request is tried again while nobody answers or the service says 429, 502, 503 or 504.
-            `Retry-After` is obeyed, up to 120 s. Nothing is repeated that could be done twice.
+            `Retry-After` is obeyed, up to 120 s. No request does harm when it is repeated.
         on_retry: called with the error and the seconds of the pause before each new try.
 
     Every method raises a `VectorApiError` of `vector_api_client.errors` and no other error for what the service or the network
@@ -88,37 +88,41 @@ class Client:
         Raises:
             BadInput: one of the inputs cannot be embedded; nothing was sent.
         """
-        if not isinstance(inputs, Inputs):
-            with Inputs(inputs) as made:
-                return self.submit(
-                    made, idempotency_key=idempotency_key, timeout_seconds=timeout_seconds, on_sent=on_sent, **options
-                )
-        headers = {
-            "Content-Type": "application/x-ndjson",
-            "Content-Length": str(inputs.size_bytes),
-            "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
-        }
-        record = self._http.json(
-            "POST",
-            "/v1/jobs",
-            params=_as_query(options),
-            body=lambda: inputs.pieces(on_sent),
-            headers=headers,
-            deadline=Deadline(timeout_seconds),
-        )
+        deadline = Deadline(timeout_seconds)
+        with contextlib.nullcontext(inputs) if isinstance(inputs, Inputs) else Inputs(inputs) as made:
+            headers = {
+                "Content-Type": "application/x-ndjson",
+                "Content-Length": str(made.size_bytes),
+                "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
+            }
+            record = self._http.json(
+                "POST",
+                "/v1/jobs",
+                params=_as_query(options),
+                body=lambda: made.pieces(on_sent),
+                headers=headers,
+                deadline=deadline,
+            )
         return Job.from_record(record)
 
     def show(self, job: Job | str, *, wait_seconds: float = 0) -> Job:
         """The job as it is now, or as it is when it ends within `wait_seconds` (30 at most)."""
+        return self._show(job, wait_seconds, Deadline())
+
+    def _show(self, job: Job | str, wait_seconds: float, deadline: Deadline) -> Job:
         params = {"wait": min(wait_seconds, MOST_SECONDS_HELD)} if wait_seconds else None
-        return Job.from_record(self._http.json("GET", _path(job), params=params))
+        return Job.from_record(self._http.json("GET", _path(job), params=params, deadline=deadline))
+
+    def _look(self, job: Job | str, deadline: Deadline) -> Job:
+        """The job as it is when it ends or `POLL_SECONDS` are over."""
+        return self._show(job, max(0.001, min(POLL_SECONDS, deadline.left())), deadline)
 
     def wait(
         self, job: Job | str, *, timeout_seconds: float | None = None, on_progress: Callable[[Job], None] = lambda job: None
     ) -> Job:
         """The job when it has ended. `on_progress` gets it as it is about every second."""
         deadline = Deadline(timeout_seconds)
-        while not (found := self.show(job, wait_seconds=max(0.001, min(POLL_SECONDS, deadline.left())))).ended:
+        while not (found := self._look(job, deadline)).ended:
             on_progress(found)
             deadline.check()
         on_progress(found)
@@ -137,16 +141,7 @@ class Client:
 
     def cancel(self, job: Job | str) -> Job:
         """The job, cancelled; or as it is, if it had ended before. What was finished stays readable."""
-        found = self.show(job)
-        while not found.ended:
-            # DELETE would delete what it has just cancelled, so it is never repeated without a look.
-            try:
-                self._http.request("DELETE", _path(found), repeatable=False)
-            except Unavailable:
-                found = self.show(job)
-            else:
-                return self.show(job)
-        return found
+        return Job.from_record(self._http.json("POST", f"{_path(job)}/cancel"))
 
     def delete(self, job: Job | str) -> None:
         """Remove the job and its vectors; one that still runs is cancelled first. No error when it is gone by then.
@@ -187,7 +182,7 @@ class Client:
             if following is None:
                 return
             if following == at:
-                on_wait(self.show(job, wait_seconds=max(0.001, min(POLL_SECONDS, deadline.left()))))
+                on_wait(self._look(job, deadline))
             at = following
 
     def stream(self, job: Job | str, *, offset: int = 0, timeout_seconds: float | None = None) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""Requests over HTTP, repeated while that can help and cannot do harm. Errors of httpx end here."""
+"""Requests over HTTP, repeated while that can help: none of them does harm when it is done twice. Errors of httpx end here."""
 
 import random
 import time
@@ -42,8 +42,6 @@ REFUSALS: dict[int, type[Refused]] = {
     413: TooLarge,
     429: TryLater,
 }
-
-NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 OnRetry = Callable[[VectorApiError, float], None]
 Body = Callable[[], Iterator[bytes]]
@@ -105,14 +103,12 @@ class Transport:
         params: Mapping[str, Any] | None = None,
         body: Body | None = None,
         headers: Mapping[str, str] | None = None,
-        repeatable: bool = True,
         deadline: Deadline | None = None,
     ) -> httpx.Response:
         """The answer, when it is a success.
 
         Args:
             body: yields the body from its start, each time it is called.
-            repeatable: doing it twice is as good as once. What is not is repeated only when it certainly was not done.
 
         Raises:
             Unavailable: nobody answers, or the service cannot do it now.
@@ -124,11 +120,10 @@ class Transport:
         while True:
             deadline.check()
             try:
-                return self._once(method, path, params, body, headers)
+                return self._once(method, path, params, body, headers, deadline)
             except (Unavailable, TryLater) as error:
-                unsent = isinstance(error.__cause__, NEVER_SENT) or isinstance(error, TryLater)
-                if not (repeatable or unsent):
-                    raise
+                if deadline.left() <= 0:
+                    raise deadline.over() from error
                 give_up_at = give_up_at or time.monotonic() + self._retry_seconds
                 pause = _pause(error.retry_after_seconds, tries)
                 if time.monotonic() + pause > give_up_at:
@@ -140,10 +135,18 @@ class Transport:
                 tries += 1
 
     def _once(
-        self, method: str, path: str, params: Mapping[str, Any] | None, body: Body | None, headers: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any] | None,
+        body: Body | None,
+        headers: Mapping[str, str] | None,
+        deadline: Deadline,
     ) -> httpx.Response:
+        content = body and _until(deadline, body())
+        timeout = _silence(deadline.left())
         try:
-            answer = self._http.request(method, path, params=params, content=body and body(), headers=headers)
+            answer = self._http.request(method, path, params=params, content=content, headers=headers, timeout=timeout)
         except httpx.TransportError as error:
             raise Unavailable(f"{self.base_url} does not answer ({_reason(error)})") from error
         if not answer.is_success:
@@ -164,6 +167,17 @@ def checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadSetting(f"the service's URL must be like http://127.0.0.1:8000, got {url!r}")
     return url.strip().rstrip("/")
+
+
+def _until(deadline: Deadline, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        deadline.check()
+        yield piece
+
+
+def _silence(left: float) -> httpx.Timeout:
+    """`TIMEOUT`, and nothing in it longer than what is left."""
+    return httpx.Timeout(**{kind: max(0.001, min(seconds or left, left)) for kind, seconds in TIMEOUT.as_dict().items()})
 
 
 def _pause(asked: float | None, tries: int) -> float:

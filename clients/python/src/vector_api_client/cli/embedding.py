@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from vector_api_client.cli.following import DONE, Follower, counted, gone
 from vector_api_client.cli.order import Order
-from vector_api_client.cli.readers import BadFile
+from vector_api_client.cli.readers import STANDARD_INPUT, BadFile
 from vector_api_client.cli.screen import Screen, Stage
 from vector_api_client.cli.source import Source, read_source
 from vector_api_client.cli.state import State
@@ -35,8 +35,7 @@ def embed(order: Order, quick: Client, client: Client, screen: Screen) -> int:
     if not order.output.parent.is_dir():
         raise BadFile(f"there is no folder {order.output.parent} for the output")
     state = None if order.overwrite else State.load(order.state_file)
-    if state is None and order.output.exists() and not order.overwrite:
-        raise BadFile(f"{order.output} exists; --overwrite replaces it")
+    _require_free(order, state)
     source = read_source(order, screen)
     try:
         if state is None:
@@ -59,6 +58,17 @@ def embed(order: Order, quick: Client, client: Client, screen: Screen) -> int:
                 return Follower(order, state, source, client, screen, writer, errors).run(job)
     finally:
         source.close()
+
+
+def _require_free(order: Order, state: State | None) -> None:
+    """Raises BadFile when a file that would be written is the input, or is there and not of an earlier run of ours."""
+    for file in (order.output, order.errors_file, order.part_file, order.state_file):
+        if not file.exists():
+            continue
+        if order.file != STANDARD_INPUT and os.path.exists(order.file) and file.samefile(order.file):
+            raise BadFile(f"{file} is the input, and -o {order.output} would write to it")
+        if state is None and not order.overwrite:
+            raise BadFile(f"{file} exists; --overwrite replaces it")
 
 
 def _require_same(state: State, order: Order, source: Source, client: Client) -> None:
@@ -88,7 +98,8 @@ def _job(order: Order, state: State, source: Source, client: Client, screen: Scr
         with screen.stage("sending", source.inputs.size_bytes, unit="bytes") as stage:
             job = _send(order, state, source, client, stage)
     except Refused as error:
-        order.state_file.unlink()
+        if 400 <= error.status < 500:  # else the job may have been accepted all the same, and its key must not be lost
+            order.state_file.unlink()
         raise _at_its_line(error, order, source) from None
     except KeyboardInterrupt:
         screen.warn("\ninterrupted while the file was sent. The same command sends it again, and makes one job in any case.")

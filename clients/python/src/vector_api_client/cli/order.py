@@ -42,4 +42,4 @@ class Order:
 
     @property
     def errors_file(self) -> Path:
-        return self.output.with_suffix(".errors.jsonl")
+        return self.beside(".errors.jsonl")
