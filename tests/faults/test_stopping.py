@@ -58,8 +58,9 @@ def test_worker_that_is_told_to_stop_ends_its_batch_and_gives_the_rest_back(
     held.let_go()
     assert worker.popen.wait(timeout=GRACE_SECONDS) == 0, worker.output()
     assert fleet.waiting() == len(texts) - fleet.ledger.get(job_id, "default").counts.done > 0
-    assert set(map(int, fleet.redis.hvals(f"vector-api:attempts:{job_id}"))) <= {0}
-    assert not fleet.redis.exists("vector-api:leases:cpu", "vector-api:suspects:cpu", "vector-api:draining:cpu")
+    assert not fleet.redis.exists(
+        f"vector-api:deaths:{job_id}", "vector-api:leases:cpu", "vector-api:suspects:cpu", "vector-api:draining:cpu"
+    )
     assert fleet.ledger.workers() == []
     assert_another_does_it(fleet, job_id, texts)
 

@@ -47,7 +47,7 @@ def test_commands_do_what_they_show(stack: Stack, tmp_path: Path) -> None:
             check=False,
         )
         assert found.returncode == 0, f"{script}\n{found.stderr}"
-        assert '"error"' not in found.stdout or "inputs[1] is empty" in found.stdout, found.stdout
+        assert '{"error":{"message"' not in found.stdout or "inputs[1] is empty" in found.stdout, found.stdout
         shown.append(found.stdout)
         if '"source": "readme"' in block:
             job = json.loads(found.stdout)["id"]
