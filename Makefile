@@ -130,7 +130,7 @@ $(PEERS_READY): bench/requirements-peers.txt
 
 # The older client lies in a folder of its own, as one environment has one version.
 $(CLIENTS_READY): tests/sdk/requirements.txt tests/sdk/requirements-old.txt tests/sdk/node/package-lock.json
-	@echo "Installing clients into $(CLIENTS): about 150 MB to download at first."
+	@echo "Installing clients into $(CLIENTS): 650 MB on disk."
 	@test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv $(CLIENTS)
 	@PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
 	$(CLIENTS)/bin/python -m pip install -r tests/sdk/requirements.txt && \

@@ -9,7 +9,7 @@ from tests.processes import ROOT
 
 CLIENTS = ROOT / ".venv-clients"
 WANTED = os.environ.get("TEST_CLIENTS") == "1"
-NOT_WANTED = "needs clients that take 550 MB to install; `make test-clients` does it and runs this"
+NOT_WANTED = "needs clients that take 650 MB; `make test-clients` does it and runs this"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
