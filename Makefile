@@ -8,12 +8,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+CLIENTS := .venv-clients
+CLIENTS_READY := $(CLIENTS)/.ready
 REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements.txt \
   requirements-flower.txt requirements-dev.txt clients/python/pyproject.toml
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run key doctor test test-unit test-containers chaos fuzz audit bench bench-peers lint types format lock clean
+.PHONY: help setup demo run key doctor test test-unit test-containers test-clients chaos fuzz audit bench bench-peers lint types format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +42,9 @@ test-unit: $(READY) ## run the tests that need no Redis and no model
 
 test-containers: $(READY) ## build the images with Docker, look at them, run a job in them (GPU=1: the GPU image, too)
 	TEST_CONTAINERS=1 TEST_GPU_IMAGE=$(GPU) $(BIN)/python -m pytest tests/containers tests/unit/test_container_files.py
+
+test-clients: $(READY) $(CLIENTS_READY) ## try the API with OpenAI's, LangChain's and LlamaIndex's clients, which are installed in .venv-clients
+	TEST_CLIENTS=1 $(BIN)/python -m pytest tests/sdk
 
 KILLS ?= 1000
 chaos: $(READY) ## kill API, workers and Redis at random under load and count what is lost (KILLS=1000)
@@ -90,8 +95,8 @@ lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPT
 	  mv $$name.new $$name.lock || exit 1; \
 	done
 
-clean: ## remove .venv and .venv-peers, the data of `make run` and all caches
-	rm -rf $(VENV) $(PEERS) .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv, .venv-peers and .venv-clients, the data of `make run` and all caches
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) tests/sdk/node/node_modules .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone: so its small CPU build can come from its own index, and nothing else can. Where that index is out of
@@ -122,3 +127,13 @@ $(PEERS_READY): bench/requirements-peers.txt
 	  $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $$(grep '^torch==' $<) && \
 	$(PEERS)/bin/python -m pip install -r $<
 	@touch $(PEERS_READY)
+
+# The older client lies in a folder of its own, as one environment has one version.
+$(CLIENTS_READY): tests/sdk/requirements.txt tests/sdk/requirements-old.txt tests/sdk/node/package-lock.json
+	@echo "Installing clients into $(CLIENTS): 650 MB on disk."
+	@test -x $(CLIENTS)/bin/pip || $(PYTHON) -m venv $(CLIENTS)
+	@PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
+	$(CLIENTS)/bin/python -m pip install -r tests/sdk/requirements.txt && \
+	$(CLIENTS)/bin/python -m pip install --upgrade --target $(CLIENTS)/old -r tests/sdk/requirements-old.txt
+	@PATH="$(CURDIR)/$(CLIENTS)/bin:$$PATH" npm ci --prefix tests/sdk/node --no-audit --no-fund
+	@touch $(CLIENTS_READY)

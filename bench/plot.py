@@ -310,7 +310,7 @@ def batches(result: Mapping[str, Any]) -> Figure:
     made, (axis,) = figure(1, 1.5, f"A batch of {result['lines']:,} lines beside a native job, seconds", result)
     parts, start = result["batch_seconds"], 0.0
     axis.barh(0, result["native_seconds"], color=OTHERS[0], height=0.68)
-    for (name, seconds), colour in zip(parts.items(), (WARM, PURPLE, OURS, GREEN), strict=True):
+    for (name, seconds), colour in zip(parts.items(), (WARM, PURPLE, OURS, GREEN, OTHERS[1]), strict=True):
         axis.barh(1, seconds, left=start, color=colour, height=0.68, label=f"{name} {number(seconds)} s")
         start += seconds
     axis.set_yticks((0, 1), ("native job", f"batch, ×{number(result['ratio'])}"))
