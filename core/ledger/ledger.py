@@ -131,6 +131,7 @@ class ClaimedShard:
     """How many of these because their engine did not come back."""
     unreadable: str = ""
     """Why there are no inputs, or nothing: they are there."""
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Committed:
 
     shard: ClaimedShard
     result: ResultBlock
+    cached: int = 0
+    """Inputs whose vectors were not computed for it."""
 
 
 @dataclass(frozen=True)
@@ -592,12 +595,13 @@ class Ledger:
         With `lane` the worker may hold other shards. Who has claimed counts as at work until `release`.
         """
         only = lane.value if lane else ""
-        wake, alone, deaths, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
-        fates = list(json.loads(deaths).values()) if alone else []
+        wake, alone, ended, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
+        fates = list(json.loads(ended).values()) if alone else []
         hangs = fates.count("hung")
+        deaths = fates.count("died") + hangs
         shards = tuple(
-            _claimed(_text(job), Span.parse(_text(span)), int(attempt), options, block, fates.count("died") + hangs, hangs)
-            for job, span, attempt, options, block in zip(*[iter(rest)] * 5, strict=True)
+            _claimed(_text(job), _text(tenant), Span.parse(_text(span)), int(attempt), options, block, deaths, hangs)
+            for job, span, attempt, options, tenant, block in zip(*[iter(rest)] * 6, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 
@@ -649,7 +653,7 @@ class Ledger:
         for item, block in zip(finished, blocks, strict=True):
             result = item.result
             args += _name(item.shard)
-            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
+            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated), item.cached]
             args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
         return [bool(stored) for stored in self._run("commit", *args)]
 
@@ -696,7 +700,7 @@ class Ledger:
 
     @_translated
     def counters(self) -> dict[str, int]:
-        """Totals since the ledger began: inputs and tokens per queue, recovered shards."""
+        """Totals since the ledger began: inputs, tokens and inputs from the cache per queue, recovered shards."""
         return {name: int(value) for name, value in _record(self._redis.hgetall(self._key("counters"))).items()}
 
 
@@ -738,9 +742,12 @@ def _require_known(version: bytes | str | None) -> None:
         raise _newer_layout(_text(version))
 
 
-def _claimed(job_id: str, span: Span, attempt: int, options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
+def _claimed(
+    job_id: str, tenant: str, span: Span, attempt: int, options: bytes, block: bytes, deaths: int, hangs: int
+) -> ClaimedShard:
     try:
-        return ClaimedShard(job_id, span, attempt, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
+        inputs = unpack_inputs(block)
+        return ClaimedShard(job_id, span, attempt, JobOptions.from_json(options), inputs, deaths, hangs, tenant=tenant)
     except UnreadableBlock as error:
         reason = error.message
     except (ValueError, TypeError):
