@@ -91,6 +91,7 @@ class FakeEngine(Engine):
         )
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
+        assert texts, "real tokenizers take no empty list"
         return [FakeTokens(f"{prompt_name}: {text}" if prompt_name else text) for text in texts]
 
     def embed(self, batch: Sequence[Tokens]) -> np.ndarray:

@@ -214,11 +214,12 @@ class Drain:
     def _tokenize(self, work: Work) -> list[Item]:
         """The shard's inputs that are to be embedded; those that cannot be fail here."""
         options, facts = work.shard.options, self.engine.facts
-        items = []
-        texts = [work.shard.inputs[position].text for position in work.positions]
+        items, positions = list[Item](), work.positions
+        if not positions:
+            return items
         with self._calls.watch():
-            tokenized = self.engine.tokenize(texts, options.prompt_name)
-        for position, tokens in zip(work.positions, tokenized, strict=True):
+            tokenized = self.engine.tokenize([work.shard.inputs[position].text for position in positions], options.prompt_name)
+        for position, tokens in zip(positions, tokenized, strict=True):
             if tokens.truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
                 continue

@@ -41,7 +41,7 @@ after the prefix of the settings (default `vector-api:`):
     batches:<tenant>                 zset    the tenant's batches by creation, as ids of jobs     when empty
     deadlines                        zset    live jobs of batches by the end of their window      when empty
     counters                         hash    totals since the ledger began                        never
-    cache                            hash    digest -> entry (`core.ledger.cache`); `bytes` of all  never, see below
+    cache                            hash    digest -> entry of `core.ledger.cache`; bytes of all never, see below
     cache:used                       zset    digests by the time of their last use, in seconds    never
     version                          string  the layout of the keys, 2                            never
     ended                            channel ids of jobs that have just ended
