@@ -3,8 +3,8 @@
     python -m bench.cache [--texts 2000] [--rounds 3]
 
 First bytes in Redis for each vector of several lengths, as `CACHE_BYTES` counts them, and as the server uses them. Then two
-services take turns, one with the cache and one without, from the POST to the last byte of the vectors. In each round the texts are new
-to both, come again unchanged, and come again with one in a hundred changed.
+services take turns, one with the cache and one without, from the POST to the last byte of the vectors. In each round the texts
+are new to both, come again unchanged, and come again with one in a hundred changed.
 """
 
 import argparse

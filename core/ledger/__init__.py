@@ -60,8 +60,8 @@ stopped for an hour, or a call that is repeated after its answer was lost, chang
 **Deaths** are another count. A shard that was in flight when a lease ran out is a suspect and has an entry in `deaths`. What is
 held against it there, and what is not, is told in `core.recovery`.
 
-**The cache** is there when workers have `CACHE_BYTES`, and belongs to no job: of all keys these two alone hold what jobs leave
-behind. `cache.lua` keeps them within the limit, and gives their memory back when Redis has little. Both may be removed at any time.
+**The cache** is there when workers have `CACHE_BYTES`, and belongs to no job: its two keys alone hold what jobs leave behind.
+`cache.lua` keeps them within the limit, and gives their memory back when Redis has little. Both may be removed at any time.
 
 **Versions.** `version` is written with the first job or worker. A process that finds a higher one than it knows refuses every
 call (`NewerLayout`): a newer version may have written what it would misread. An older one is worked off as it is:

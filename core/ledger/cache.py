@@ -42,7 +42,7 @@ def unpack(block: bytes | None) -> Entry | None:
         tokens, truncated, vector = msgpack.unpackb(block)
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
-    return Entry(vector, tokens, truncated)
+    return Entry(vector, tokens, truncated) if isinstance(vector, bytes) and isinstance(tokens, int) else None
 
 
 class Entries:
