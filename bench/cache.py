@@ -2,14 +2,15 @@
 
     python -m bench.cache [--texts 2000] [--rounds 3]
 
-First bytes in Redis for each vector of several lengths, as `CACHE_BYTES` counts them, and as the server uses them. Then two
-services take turns, one with the cache and one without, from the POST to the last byte of the vectors. In each round the texts
-are new to both, come again unchanged, and come again with one in a hundred changed.
+First entries by themselves: bytes in Redis for each, as `CACHE_BYTES` counts them and as the server uses them, and how long
+reading and writing them takes. Then two services take turns, one with the cache and one without, from the POST to the last byte
+of the vectors. In each round the texts are new to both, come again unchanged, and come again with one in a hundred changed.
 """
 
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from bench.ledger import print_table, server_version
 from bench.setting import corpora, effective, end_to_end, heading, machine, median, save, service
 from core.ledger import Ledger, connect
-from core.ledger.cache import Entries, Entry
+from core.ledger.cache import AT_ONCE, Entries, Entry
 from launcher.redis_server import RedisServer
 
 PLENTY = 2**30
@@ -68,22 +69,30 @@ def run_rounds(texts: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def measure_memory(folder: Path, dimensions: int, count: int = 5000) -> dict[str, Any]:
-    """Bytes for each vector."""
-    with RedisServer(folder, {"appendfsync": "no"}) as server, connect(server.url, timeout_seconds=60, retries=0) as client:
+def measure_entries(folder: Path, dimensions: int, count: int = 5000) -> dict[str, Any]:
+    """Bytes for each entry, and milliseconds to look for 256 that are not there and to write so many: the disk is waited for."""
+    with RedisServer(folder) as server, connect(server.url, timeout_seconds=60, retries=0) as client:
         entries = Entries(Ledger(client, "bench:"), PLENTY)
         before = client.info("memory")["used_memory"]
-        entries.keep({os.urandom(16): Entry(os.urandom(4 * dimensions), 20, False) for _ in range(count)})
-        used = client.info("memory")["used_memory"] - before
-        allocator = client.info("memory")["mem_allocator"]
-        counted = entries.size()[1]
+        find_ms, keep_ms = list[float](), list[float]()
+        for _ in range(0, count, AT_ONCE):
+            new = {os.urandom(16): Entry(os.urandom(4 * dimensions), 20, False) for _ in range(AT_ONCE)}
+            times = [time.perf_counter()]
+            for step in (lambda new=new: entries.find(list(new)), lambda new=new: entries.keep(new)):
+                step()
+                times.append(time.perf_counter())
+            find_ms.append((times[1] - times[0]) * 1000)
+            keep_ms.append((times[2] - times[1]) * 1000)
+        memory = client.info("memory")
+        held, counted = entries.size()
     return {
         "dimensions": dimensions,
-        "vector_bytes": 4 * dimensions,
-        "counted_bytes": round(counted / count),
-        "used_bytes": round(used / count),
-        "allocator": allocator,
-        "vectors in 1 GiB of CACHE_BYTES": round(2**30 / (counted / count)),
+        "vector bytes": 4 * dimensions,
+        "counted": round(counted / held),
+        f"used ({memory['mem_allocator']})": round((memory["used_memory"] - before) / held),
+        "vectors in 1 GB": round(10**9 * held / counted),
+        f"look for {AT_ONCE}, ms": round(median(find_ms), 1),
+        f"write {AT_ONCE}, ms": round(median(keep_ms), 1),
     }
 
 
@@ -96,8 +105,8 @@ def main() -> None:
     heading("The cache", facts)
     with tempfile.TemporaryDirectory(prefix="vector-api-bench-") as name:
         facts["server"] = server_version(Path(name))
-        memory = [measure_memory(Path(name) / str(dimensions), dimensions) for dimensions in DIMENSIONS]
-    print_table(memory)
+        entries = [measure_entries(Path(name) / str(dimensions), dimensions) for dimensions in DIMENSIONS]
+    print_table(entries)
     print()
     rows = run_rounds(corpora(options.texts)["short"], options.rounds)
     print_table(rows)
@@ -109,7 +118,7 @@ def main() -> None:
             "texts": options.texts,
             "rounds": options.rounds,
             "rows": rows,
-            "memory": memory,
+            "entries": entries,
         },
     )
 

@@ -17,7 +17,7 @@ def test_text_that_comes_again_has_the_same_vector_and_count_of_tokens(ledger: L
         submit(ledger, some, job_id)
         drained(ledger, engine)
     computed, hit = (ledger.get(job_id, "default") for job_id in ("computed", "hit"))
-    assert (computed.cached, hit.cached, computed.truncated) == (0, 12, 1)
+    assert (computed.cached, hit.cached, computed.truncated > 0) == (0, 12, True)
     assert (computed.tokens, computed.truncated) == (hit.tokens, hit.truncated)
     assert vectors_of(ledger, "computed") == vectors_of(ledger, "hit")
     assert Entries(ledger, PLENTY).size()[0] == len(set(some))
