@@ -62,6 +62,7 @@ bench: $(READY) ## measure all but rivals, into tables and bench/results (an hou
 	$(BIN)/python -m bench.ledger
 	$(BIN)/python -m bench.scale_out
 	$(BIN)/python -m bench.downloads
+	$(BIN)/python -m bench.cache
 	$(BIN)/python -m bench.cold_start
 	$(BIN)/python -m bench.batches
 

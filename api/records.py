@@ -57,6 +57,8 @@ class JobRecord(TypedDict):
     tokens: int
     truncated: int
     """Inputs that were longer than the model's maximum, and were cut."""
+    cached: int
+    """Inputs whose vectors were computed before (`CACHE_BYTES`). Their tokens are counted in `tokens`."""
     metadata: dict[str, Any]
     ttl_seconds: int
     created_at: float

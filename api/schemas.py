@@ -320,6 +320,7 @@ def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = 
         "truncate": job.options.truncate,
         "tokens": job.tokens,
         "truncated": job.truncated,
+        "cached": job.cached,
         "metadata": job.metadata,
         "ttl_seconds": job.ttl_seconds,
         "created_at": job.created_at,

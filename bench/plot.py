@@ -290,6 +290,17 @@ def scale_out(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def cache(result: Mapping[str, Any]) -> Figure:
+    rows = result["rows"]
+    title = f"Seconds for {result['texts']} short texts: with the cache and without"
+    made, axes = figure(len(rows), 2 * ROW_INCHES + 0.4, title, result)
+    for index, (axis, row) in enumerate(zip(axes, rows, strict=True)):
+        values = {"with": row["with_seconds"], "without": row["without_seconds"]}
+        bars(axis, values, (OURS, OTHERS[0]), {"with": f"×{row['ratio']:.2f}"}, names=index == 0)
+        axis.set_title(row["texts"])
+    return made
+
+
 def gpu(result: Mapping[str, Any]) -> Figure:
     rows = result["cpu_against_gpu"]
     corpora = list(dict.fromkeys(row["corpus"] for row in rows))
@@ -332,6 +343,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "scale_out": scale_out,
     "downloads": downloads,
     "batches": batches,
+    "cache": cache,
     "gpu": gpu,
 }
 

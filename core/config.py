@@ -257,6 +257,8 @@ class Settings:
     """Where vectors are kept: `redis`, `file:///folder` (one that API and workers share) or `s3://bucket/prefix`."""
     result_store_min_bytes: int = _setting(16_384, _whole(0))
     """Results of shards that are smaller stay in Redis all the same: there they cost less than a request."""
+    cache_bytes: int = _setting(0, _whole(0))
+    """Memory of Redis for vectors of texts that come again, which are then not computed again (docs/cache.md). 0: no cache."""
 
     shard_inputs: int = _setting(256, _whole(1, 4096))
     """Most inputs in a shard: the unit of retry, and the grain in which results become readable."""

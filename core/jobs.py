@@ -98,6 +98,8 @@ class Job:
     dimensions: int | None = None
     tokens: int = 0
     truncated: int = 0
+    cached: int = 0
+    """Inputs whose vectors were computed before."""
     errors: tuple[InputError, ...] = field(default=())
 
     @property
@@ -135,5 +137,6 @@ class Job:
             dimensions=int(record["dimensions"]) if "dimensions" in record else None,
             tokens=int(record.get("tokens", 0)),
             truncated=int(record.get("truncated", 0)),
+            cached=int(record.get("cached", 0)),
             errors=errors,
         )

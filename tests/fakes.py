@@ -7,6 +7,7 @@ is a real worker in every other respect. Texts may ask for trouble: a text that 
 than n texts. `FAKE_BATCH_SECONDS` is how long a batch takes, `FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that
 (`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of the clock's), `FAKE_DEVICE` the device the engine claims to have. With
 `FAKE_KILL_AFTER_STORE=file` the process that first writes to the result store dies before it can commit; it leaves that file.
+`FAKE_SEEN=file` has each text that is embedded added to a file, a line each.
 """
 
 import ctypes
@@ -73,6 +74,7 @@ class FakeEngine(Engine):
     def __init__(self, settings: Settings, *, ahead: int = 0) -> None:
         self.batch_seconds = float(os.environ.get("FAKE_BATCH_SECONDS", "0"))
         self.token_seconds = float(os.environ.get("FAKE_TOKEN_SECONDS", "0"))
+        self.seen = os.environ.get("FAKE_SEEN")
         self.work = burn if os.environ.get("FAKE_TOKEN_WORK") == "cpu" else time.sleep
         self.facts = EngineFacts(
             engine="fake",
@@ -82,17 +84,21 @@ class FakeEngine(Engine):
             dtype="float32",
             dimensions=DIMENSIONS,
             max_tokens=MAX_TOKENS,
-            prompts=("query",),
+            prompts={"query": "query: "},
             budget_tokens=(settings.batch_size or 8) * MAX_TOKENS,
             parity=0.99995,
             ahead=ahead,
         )
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
+        assert texts, "real tokenizers take no empty list"
         return [FakeTokens(f"{prompt_name}: {text}" if prompt_name else text) for text in texts]
 
     def embed(self, batch: Sequence[Tokens]) -> np.ndarray:
         texts = [item.text for item in batch]  # type: ignore[attr-defined]
+        if self.seen:
+            with open(self.seen, "a") as file:
+                file.write("".join(f"{text}\n" for text in texts))
         time.sleep(self.batch_seconds)
         self.work(self.token_seconds * sum(len(item.ids) for item in batch))
         for text in texts:

@@ -17,6 +17,7 @@ MODEL_FACTS = ("model", "revision", "engine", "dtype", "parity", "dimensions", "
 BATCH_FACTS = (
     "batches",
     "inputs",
+    "cached",
     "tokens",
     "padding_share",
     "tokens_per_second",

@@ -20,6 +20,7 @@ from core.errors import DeviceLost, OutOfMemory
 from core.jobs import Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step, why_it_failed
+from worker.cache import Cache
 from worker.engines import Engine, Tokens
 from worker.leases import Leases
 from worker.log import log
@@ -80,6 +81,7 @@ class Drain:
         self.ledger = ledger
         self.settings = settings
         self.worker = worker
+        self.cache = Cache(ledger, engine.facts, settings.cache_bytes)
         self.busy = False
         self._wake = wake
         self._stopping = stopping
@@ -104,6 +106,7 @@ class Drain:
         """What this process has done so far, for its report."""
         return {
             "inputs": self._inputs,
+            "cached": self.cache.hits,
             "inputs_per_second": round(self._inputs / self._seconds, 1) if self._seconds else 0.0,
             "batches": self._batches,
             "tokens": self._tokens,
@@ -167,7 +170,9 @@ class Drain:
         self._leases.hold(queue, works)
         self._calls.alone(queue, claim.shards[0] if claim.alone else None)
         try:
-            items = [item for work in works if self._take_up(queue, work) for item in self._tokenize(work)]
+            taken_up = [work for work in works if self._take_up(queue, work)]
+            self.cache.fill(taken_up)
+            items = [item for work in taken_up for item in self._tokenize(work)]
         except BaseException as error:
             self._leases.drop(works, error)
             raise
@@ -198,20 +203,25 @@ class Drain:
             code, message = why_it_failed(shard.deaths, shard.hangs)
             log.error("job %s: input %d fails: %s", shard.job_id, shard.span.first, message)
             work.fail_all(code, message)
-        return step is Step.RUN
+        return step is Step.RUN and self._serves(work)
 
-    def _tokenize(self, work: Work) -> list[Item]:
-        """The shard's inputs that can be embedded; the others fail here."""
+    def _serves(self, work: Work) -> bool:
+        """Whether the model can do what the job asks for; else the shard fails."""
         options, facts = work.shard.options, self.engine.facts
         if options.prompt_name is not None and options.prompt_name not in facts.prompts:
             known = ", ".join(facts.prompts) or "none"
             work.fail_all("unknown_prompt", f"the model has no prompt {options.prompt_name!r}; it has: {known}")
-            return []
+            return False
         if options.dimensions is not None and options.dimensions > facts.dimensions:
             work.fail_all("dimensions_too_large", f"dimensions {options.dimensions} is more than the model's {facts.dimensions}")
-            return []
-        items = []
-        for position, tokens in self._tokens_of(work, range(work.shard.span.count)):
+            return False
+        return True
+
+    def _tokenize(self, work: Work) -> list[Item]:
+        """The shard's inputs that are to be embedded; those that cannot be fail here."""
+        options, facts = work.shard.options, self.engine.facts
+        items = list[Item]()
+        for position, tokens in self._tokens_of(work, work.positions):
             if tokens.truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
                 continue
@@ -223,6 +233,8 @@ class Drain:
 
     def _tokens_of(self, work: Work, positions: Sequence[int]) -> Iterable[tuple[int, Tokens]]:
         """The tokens of each input at these positions; one at which the tokenizer raises fails alone."""
+        if not positions:
+            return []
         texts = [work.shard.inputs[position].text for position in positions]
         try:
             with self._calls.watch():
@@ -370,7 +382,7 @@ class Drain:
     def _commit(self, queue: str, works: list[Work]) -> None:
         facts = self.engine.facts
         try:
-            self.ledger.commit(
+            stored = self.ledger.commit(
                 queue,
                 [work.committed() for work in works],
                 device=facts.device,
@@ -383,6 +395,7 @@ class Drain:
             self._leases.drop(works, error)
             raise
         self._leases.drop(works)
+        self.cache.keep(work for work, is_stored in zip(works, stored, strict=True) if is_stored)
 
     def _await_commits(self, most: int) -> None:
         """Returns when at most so many commits are on their way; raises what one of them raised."""

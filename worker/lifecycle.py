@@ -136,7 +136,7 @@ class Process:
                 dtype=facts.dtype,
                 dimensions=facts.dimensions,
                 max_tokens=facts.max_tokens,
-                prompts=facts.prompts,
+                prompts=tuple(facts.prompts),
                 facts=self.engine.memory() | self._drain.figures(),
                 parity=facts.parity,
             ),
@@ -152,6 +152,7 @@ class Process:
                 self.report()
             except LedgerUnavailable as error:
                 log.warning("could not report: %s", error)
+            self._drain.cache.shrink()
             pause.wait(settings.heartbeat_seconds)
 
 

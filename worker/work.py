@@ -1,6 +1,6 @@
 """A claimed shard on its way to a result."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from core.blocks import ResultBlock
 from core.jobs import InputError
 from core.ledger import ClaimedShard, Committed
+from core.ledger.cache import Entry
 from worker.engines import Tokens
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -29,6 +30,29 @@ class Work:
         """Cancelled, divided, or given to another worker: nothing of it is stored."""
         self.on_its_way = False
         """Whole, and handed over to be stored."""
+        self.digests: list[bytes] = []
+        """Of the inputs, for the cache; none when it is not to be used."""
+        self.recalled: set[int] = set()
+        """Positions of inputs that came from the cache."""
+        self.raw: dict[int, bytes] = {}
+        """The model's own vectors, whole, by position: what the cache may have."""
+
+    @property
+    def positions(self) -> list[int]:
+        """Those of the inputs that are to be embedded."""
+        return [position for position in range(self.shard.span.count) if position not in self.recalled]
+
+    def recall(self, entries: Mapping[int, Entry]) -> None:
+        """Take what the cache has for the inputs at these positions."""
+        if not entries:
+            return
+        self.recalled.update(entries)
+        for position, entry in entries.items():
+            self.tokens[position] = entry.tokens
+            if entry.truncated:
+                self.truncated.add(position)
+        vectors = np.frombuffer(b"".join(entry.vector for entry in entries.values()), dtype="<f4")
+        self.succeed(list(entries), vectors.reshape(len(entries), -1))
 
     def succeed(self, positions: Sequence[int], vectors: Vectors) -> None:
         """Take the model's vectors of the inputs at `positions`: cut to the job's dimensions, then scaled to unit length."""
@@ -37,10 +61,12 @@ class Work:
             with np.errstate(invalid="ignore"):  # infinity by infinity: told below
                 found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         finite: Any = np.isfinite(found).all(axis=1)
-        for position, vector, good in zip(positions, found, finite, strict=True):
+        for position, vector, good, whole in zip(positions, found, finite, vectors, strict=True):
             if good:
                 self.vectors[position] = vector
                 self.missing -= 1
+                if self.digests and position not in self.recalled and np.isfinite(whole).all():
+                    self.raw[position] = whole.astype("<f4").tobytes()
             else:
                 self.fail(position, "not_finite", "the model gave a vector with infinite or undefined numbers")
 
@@ -65,6 +91,7 @@ class Work:
                 errors=self.errors,
                 ids=ids if any(given is not None for given in ids) else None,
             ),
+            cached=len(self.recalled),
         )
 
 

@@ -44,6 +44,8 @@ after the prefix of the settings (default `vector-api:`):
     due:<tenant>:<target>            zset    deliveries that wait, by the time of their next try  7 days after the last came
     deliveries:<tenant>              zset    the last 1,000 deliveries by creation: the log       7 days after the last came
     counters                         hash    totals since the ledger began                        never
+    cache                            hash    digest -> entry of `core.ledger.cache`; bytes of all never, see below
+    cache:used                       zset    digests by the time of their last use, in seconds    never
     version                          string  the layout of the keys, 2                            never
     ended                            channel ids of jobs that have just ended
     bell:<queue>                     channel rings when work waits for the workers that listen
@@ -60,6 +62,9 @@ stopped for an hour, or a call that is repeated after its answer was lost, chang
 
 **Deaths** are another count. A shard that was in flight when a lease ran out is a suspect and has an entry in `deaths`. What is
 held against it there, and what is not, is told in `core.recovery`.
+
+**The cache** is there when workers have `CACHE_BYTES`, and belongs to no job: its two keys alone hold what jobs leave behind.
+`cache.lua` keeps them within the limit, and gives their memory back when Redis has little. Both may be removed at any time.
 
 **Versions.** `version` is written with the first job or worker. A process that finds a higher one than it knows refuses every
 call (`NewerLayout`): a newer version may have written what it would misread. An older one is worked off as it is:

@@ -1,11 +1,11 @@
 -- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
 -- ARGV: queue, worker, lease ms, most bytes of input blocks, lane ('interactive', 'bulk' or '' for what is due)
--- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, model, options, input block, job, …}; of one lane
+-- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, model, tenant, options, input block, job, …}; of one lane
 local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
 local HEAD = 4
-local MOST_TAKEN = HEAD + 6 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
+local MOST_TAKEN = HEAD + 7 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
 -- 1. What workers held that died since.
 recover(queue)
@@ -17,7 +17,7 @@ local function take(id, shard, record, block)
   add_waiting(queue, record[2], -count_of(shard))
   if record[1] == 'queued' then redis.call('HSET', key('job', id), 'status', 'running', 'started_at', now) end
   taken[4] = record[2]
-  for _, value in ipairs({id, shard, attempt, record[4], record[3], block}) do table.insert(taken, value) end
+  for _, value in ipairs({id, shard, attempt, record[4], record[5], record[3], block}) do table.insert(taken, value) end
 end
 
 -- 2. A suspect goes alone, so that it can harm nobody: not to a worker that asks for one lane, as it holds other shards.
@@ -25,7 +25,7 @@ while #taken == HEAD and only == '' do
   local member = redis.call('LPOP', suspects)
   if not member then break end
   local id, shard = split(member)
-  local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options', 'model')
+    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options', 'model', 'tenant')
   local block = is_live(record[1]) and redis.call('HGET', key('inputs', id), shard)
   if block then
     take(id, shard, record, block)
@@ -49,7 +49,7 @@ for _, lane in ipairs(order) do
     if not tenant then break end
     local line = key('line', queue, lane, tenant)
     local id = redis.call('LINDEX', line, 0)
-    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options', 'model')
+    local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'options', 'model', 'tenant')
     local shard = is_live(record[1]) and redis.call('LINDEX', key('pending', id), 0)
     local block = shard and redis.call('HGET', key('inputs', id), shard)
     if block and bytes > 0 and bytes + #block > max_bytes then

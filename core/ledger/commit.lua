@@ -1,13 +1,13 @@
 -- Store the results of shards, each exactly once. The attempt number is the fencing token: a worker that lost its lease to
 -- another can write nothing.
 -- ARGV: queue, worker facts (device, engine, dtype, revision, parity or ''), then per shard: job, shard, attempt, result block, dimensions,
---       failed, tokens, truncated, errors (JSON list of JSON strings)
+--       failed, tokens, truncated, inputs that came from the cache, errors (JSON list of JSON strings)
 -- Returns 1 or 0 per shard: whether it was stored
 local queue = ARGV[1]
 local device, engine, dtype, revision, parity = unpack(ARGV, 2, 6)
 local stored = {}
-for n = 7, #ARGV, 9 do
-  local id, shard, attempt, block, dimensions, failed, tokens, truncated, errors = unpack(ARGV, n, n + 8)
+for n = 7, #ARGV, 10 do
+  local id, shard, attempt, block, dimensions, failed, tokens, truncated, cached, errors = unpack(ARGV, n, n + 9)
   local job = key('job', id)
   local current, tenant, counted = is_held(queue, id, shard, attempt)
   if current then
@@ -27,6 +27,10 @@ for n = 7, #ARGV, 9 do
     redis.call('HINCRBY', job, 'truncated', truncated)
     redis.call('HINCRBY', key('counters'), 'inputs:' .. queue, count_of(shard))
     redis.call('HINCRBY', key('counters'), 'tokens:' .. queue, tokens)
+    if cached ~= '0' then
+      redis.call('HINCRBY', job, 'cached', cached)
+      redis.call('HINCRBY', key('counters'), 'cached:' .. queue, cached)
+    end
     for _, error in ipairs(cjson.decode(errors)) do note_error(id, error) end
     settle(id, count_of(shard) - failed, failed)
   else

@@ -127,6 +127,7 @@ class ClaimedShard:
     attempt: int
     model: str
     """That the job asks for."""
+    tenant: str
     options: JobOptions
     inputs: tuple[Input, ...]
     deaths: int = 0
@@ -154,6 +155,8 @@ class Committed:
 
     shard: ClaimedShard
     result: ResultBlock
+    cached: int = 0
+    """Inputs whose vectors were not computed for it."""
 
 
 @dataclass(frozen=True)
@@ -596,18 +599,15 @@ class Ledger:
         With `lane` the worker may hold other shards. Who has claimed counts as at work until `release`.
         """
         only = lane.value if lane else ""
-        wake, alone, deaths, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
-        fates = list(json.loads(deaths).values()) if alone else []
+        wake, alone, ended, found, *rest = self._run("claim", queue, worker, _milliseconds(lease_seconds), max_bytes, only)
+        fates = list(json.loads(ended).values()) if alone else []
         hangs = fates.count("hung")
+        deaths = fates.count("died") + hangs
         shards = tuple(
             _claimed(
-                (_text(job), Span.parse(_text(span)), int(attempt), _text(model)),
-                options,
-                block,
-                fates.count("died") + hangs,
-                hangs,
+                (_text(job), Span.parse(_text(span)), int(attempt), _text(model), _text(owner)), options, block, deaths, hangs
             )
-            for job, span, attempt, model, options, block in zip(*[iter(rest)] * 6, strict=True)
+            for job, span, attempt, model, owner, options, block in zip(*[iter(rest)] * 7, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 
@@ -659,7 +659,7 @@ class Ledger:
         for item, block in zip(finished, blocks, strict=True):
             result = item.result
             args += _name(item.shard)
-            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated)]
+            args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated), item.cached]
             args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
         return [bool(stored) for stored in self._run("commit", *args)]
 
@@ -706,7 +706,7 @@ class Ledger:
 
     @_translated
     def counters(self) -> dict[str, int]:
-        """Totals since the ledger began: inputs and tokens per queue, recovered shards."""
+        """Totals since the ledger began: inputs, tokens and inputs from the cache per queue, recovered shards."""
         return {name: int(value) for name, value in _record(self._redis.hgetall(self._key("counters"))).items()}
 
 
@@ -748,7 +748,7 @@ def _require_known(version: bytes | str | None) -> None:
         raise _newer_layout(_text(version))
 
 
-def _claimed(name: tuple[str, Span, int, str], options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
+def _claimed(name: tuple[str, Span, int, str, str], options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
     try:
         return ClaimedShard(*name, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
     except UnreadableBlock as error:

@@ -28,7 +28,7 @@ PERMANENT = {
     "workers:cpu",
     "workers:gpu",
 }
-"""The keys that outlive every job, but for those of the next two kinds."""
+"""The keys that outlive every job, but for those of the next two kinds, and for the cache, which is off here as by default."""
 ALSO_PERMANENT = ("worker:", "celery:_kombu.binding")
 """The reports of living workers; Celery's list of its queues."""
 

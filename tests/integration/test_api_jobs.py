@@ -59,6 +59,7 @@ def test_new_job_is_answered_with_its_record_and_where_to_look(api: httpx.Client
         "truncate": "end",
         "tokens": 0,
         "truncated": 0,
+        "cached": 0,
         "metadata": {"team": "ü"},
         "ttl_seconds": 60,
         "started_at": None,

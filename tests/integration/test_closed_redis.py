@@ -119,6 +119,7 @@ def stack(closed: ClosedRedis, tmp_path: Path) -> Iterator[Stack]:
     closed.admin.flushall()
     closed.admin.execute_command("ACL", "LOG", "RESET")
     limits = {"MAX_TENANT_REQUESTS_PER_MINUTE": "1000", "MAX_TENANT_INPUTS_PER_MINUTE": "2000", "SHARD_INPUTS": "4"}
+    limits |= {"CACHE_BYTES": "100000"}
     yield from running_stack(closed.url, tmp_path, QUICK | closed.environ | limits | {"LOG_LEVEL": "DEBUG"})
 
 
@@ -182,6 +183,7 @@ def test_service_works_with_few_rights_over_tls_and_never_shows_its_password(sta
         assert client.post("/v1/embeddings", json={"input": ["a", "b"]}).status_code == 200
         poisoned = client.post("/v1/jobs?wait=30", json={"inputs": ["KILL", "b"], "queue": "cpu"}).json()
         assert poisoned["counts"] == {"total": 2, "done": 1, "failed": 1}
+        assert poisoned["cached"] == 1
         ids = [found["id"] for found in client.get("/v1/jobs").json()["data"]]
         assert client.get(f"/v1/jobs?after={ids[0]}").status_code == 200
         queued = client.post("/v1/jobs", json={"inputs": ["c"] * 100, "queue": "gpu"}).json()["id"]

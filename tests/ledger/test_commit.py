@@ -205,6 +205,16 @@ def test_listener_hears_from_itself_while_no_job_ends(redis_url: str) -> None:
         announcements.close()  # type: ignore[attr-defined]
 
 
+def test_inputs_from_the_cache_are_counted_for_the_job_and_in_all(at: Scenario) -> None:
+    at.submit("job", (2, 3))
+    shards = at.claim().shards
+    assert [shard.tenant for shard in shards] == ["alice", "alice"]
+    finished = [Committed(shard, result_of(shard), cached=n) for n, shard in enumerate(shards)]
+    at.ledger.commit("cpu", finished, **ENGINE)
+    at.ledger.commit("cpu", finished, **ENGINE)
+    assert (at.job().cached, at.ledger.counters()["cached:cpu"]) == (1, 1)
+
+
 def test_counters_add_up_inputs_and_tokens_per_queue(at: Scenario) -> None:
     at.submit("job1", (2, 1))
     at.submit("job2", (4,), queue="gpu")

@@ -244,7 +244,7 @@ def test_lost_and_damaged_objects_are_told_apart_from_deleted_jobs(kept: Scenari
     store.remove(key)
     with pytest.raises(ResultLost, match="no object"):
         kept.ledger.result("job", span)
-    reference = unpack_stored(object_of(kept, ClaimedShard("job", span, 1, "m", None, ())))  # type: ignore[arg-type]
+    reference = unpack_stored(object_of(kept, ClaimedShard("job", span, 1, "m", "alice", None, ())))  # type: ignore[arg-type]
     kept.ledger.remove("job", "alice")
     with pytest.raises(JobNotFound):
         ledger_of(kept)._fetch("job", reference)  # type: ignore[arg-type]

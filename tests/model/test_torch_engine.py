@@ -83,7 +83,7 @@ def test_prompts_equal_sentence_transformers(prompted_folder: Path, texts: list[
 
     prompted = SentenceTransformer(str(prompted_folder), device="cpu")
     engine = TorchEngine.load(Settings.from_env({"MODEL_NAME": str(prompted_folder)}), "cpu")
-    assert engine.facts.prompts == ("query",)
+    assert engine.facts.prompts == {"query": "Represent this question: "}
     some = texts[:40]
     wanted = prompted.encode(some, prompt_name="query")
     assert worst_cosine(embed(engine, some, "query"), wanted) >= 0.999999

@@ -34,6 +34,7 @@ ENDED = QUEUED | {
     "dimensions": "384",
     "tokens": "99",
     "truncated": "2",
+    "cached": "1",
     "idempotency": "k",
     "cancelled_by": "what later versions may add",
 }
@@ -55,7 +56,7 @@ def test_record_of_an_ended_job_tells_all() -> None:
     assert (job.counts, job.progress, job.errors) == (Counts(4, 3, 1), 1.0, errors)
     assert (job.device, job.engine, job.dtype, job.revision, job.dimensions) == ("cuda:0", "torch", "float16", "abc", 384)
     assert job.parity == 0.99995
-    assert (job.tokens, job.truncated, job.ttl_seconds) == (99, 2, 600)
+    assert (job.tokens, job.truncated, job.cached, job.ttl_seconds) == (99, 2, 1, 600)
     assert (job.started_at, job.ended_at, job.expires_at) == (1700000000.5, 1700000001.0, 1700000601.0)
 
 

@@ -9,7 +9,7 @@ from worker.work import Work
 
 def work(*, count: int = 3, **options: object) -> Work:
     inputs = tuple(Input(f"text {n}", f"id{n}") for n in range(count))
-    return Work(ClaimedShard("job", Span(10, count), 1, "m", JobOptions(**options), inputs), dimensions=4)  # type: ignore[arg-type]
+    return Work(ClaimedShard("job", Span(10, count), 1, "m", "alice", JobOptions(**options), inputs), dimensions=4)  # type: ignore[arg-type]
 
 
 VECTORS = np.array([[3, 4, 0, 0], [0, 0, 0, 2], [1, 1, 1, 1]], dtype=np.float32)

@@ -4,7 +4,7 @@ An engine is loaded once per process, in the worker's child. `torch` is the refe
 against it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -35,7 +35,8 @@ class EngineFacts:
     dimensions: int
     max_tokens: int
     """Most tokens of one input, special tokens included."""
-    prompts: tuple[str, ...]
+    prompts: Mapping[str, str]
+    """By name."""
     budget_tokens: int
     """Most tokens in a batch to start with, padding included where there is any."""
     parity: float | None = None

@@ -107,7 +107,7 @@ class OpenVinoEngine(Engine):
             dtype=dtype,
             dimensions=model.dimensions,
             max_tokens=model.max_tokens,
-            prompts=tuple(sorted(model.prompts)),
+            prompts=dict(sorted(model.prompts.items())),
             budget_tokens=(settings.batch_size or 8) * model.max_tokens,
         )
         return cls(model, compiled, facts)

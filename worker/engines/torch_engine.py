@@ -58,7 +58,7 @@ class TorchEngine(Engine):
             dtype=str(dtype).removeprefix("torch."),
             dimensions=model.dimensions,
             max_tokens=model.max_tokens,
-            prompts=tuple(sorted(model.prompts)),
+            prompts=dict(sorted(model.prompts.items())),
             budget_tokens=(settings.batch_size or (32 if cuda else 8)) * model.max_tokens,
             unpadded=cuda and settings.unpadded,
             ahead=1 if cuda else 0,

@@ -46,6 +46,8 @@ class Job:
     dimensions: int | None = None
     tokens: int = 0
     truncated: int = 0
+    cached: int = 0
+    """Inputs whose vectors were computed before."""
     created_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -78,6 +80,7 @@ class Job:
             dimensions=record.get("dimensions"),
             tokens=int(record.get("tokens") or 0),
             truncated=int(record.get("truncated") or 0),
+            cached=int(record.get("cached") or 0),
             created_at=record.get("created_at"),
             started_at=record.get("started_at"),
             ended_at=record.get("ended_at"),
