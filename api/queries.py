@@ -76,7 +76,13 @@ class Query:
 
     def options(self) -> dict[str, Any]:
         """The options of a job as they would stand in a JSON body."""
-        readers = {"normalize": _boolean, "dimensions": _number, "ttl_seconds": _number, "metadata": _object}
+        readers = {
+            "normalize": _boolean,
+            "dimensions": _number,
+            "chunk_overlap": _number,
+            "ttl_seconds": _number,
+            "metadata": _object,
+        }
         return {name: readers.get(name, _same)(name, raw) for name, raw in self._values.items() if name != "wait"}
 
     def canonical(self) -> bytes:

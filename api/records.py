@@ -54,6 +54,8 @@ class JobRecord(TypedDict):
     normalize: bool
     prompt_name: str | None
     truncate: str
+    chunk_overlap: NotRequired[int]
+    """Only with `truncate` as `chunk`."""
     tokens: int
     truncated: int
     """Inputs that were longer than the model's maximum, and were cut."""
@@ -82,6 +84,8 @@ class VectorItem(TypedDict):
     """Of int8: what the numbers are to be multiplied with."""
     tokens: int
     truncated: bool
+    chunks: NotRequired[int]
+    """In how many the text was embedded, if in more than one."""
 
 
 class ItemError(TypedDict):

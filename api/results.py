@@ -205,5 +205,7 @@ def _piece(part: Part, dtype: Dtype, embedding: Embedding) -> list[dict[str, Any
             if scales is not None:
                 item["scale"] = scales[row]
             item |= {"tokens": block.tokens[position], "truncated": position in block.truncated}
+            if position in block.chunks:
+                item["chunks"] = block.chunks[position]
         items.append(item)
     return items

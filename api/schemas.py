@@ -47,8 +47,11 @@ class JobRequest(BaseModel):
     """Keep the first so many numbers of each vector."""
     prompt_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Put a prompt of the model's configuration in front of each text."""
-    truncate: Literal["end", "error"] = "end"
-    """What happens to a text beyond the model's maximum: it is cut, or fails."""
+    truncate: Literal["end", "start", "error", "chunk"] = "end"
+    """What happens to a text beyond the model's maximum: its end or its start is cut off, it fails, or it is embedded in chunks,
+    the weighted mean of whose vectors is its own."""
+    chunk_overlap: Annotated[int, Field(ge=0, le=65_536)] | None = None
+    """With `truncate` as `chunk`: how many tokens at the end of a chunk come again at the start of the next; else 0."""
     priority: Literal["bulk", "interactive"] = "bulk"
     """`interactive` goes before bulk work, at every batch."""
     metadata: dict[str, Any] | None = None
@@ -58,7 +61,7 @@ class JobRequest(BaseModel):
 
     @property
     def job_options(self) -> JobOptions:
-        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate)
+        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate, self.chunk_overlap or 0)
 
 
 JobId = Annotated[str, Field(description="The job's id.", examples=["job_c3e303a839e14cb78d54cbb9bcd2d3d1"])]
@@ -117,6 +120,9 @@ def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
     if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
         limit = f"at most {settings.max_ttl_seconds} (MAX_TTL_SECONDS)"
         raise InvalidRequest(f"ttl_seconds must be {limit}, got {request.ttl_seconds}", param="ttl_seconds")
+    if request.chunk_overlap is not None and request.truncate != "chunk":
+        message = f"chunk_overlap is only for truncate 'chunk', got {shown(request.chunk_overlap)} with {shown(request.truncate)}"
+        raise InvalidRequest(message, param="chunk_overlap")
     if request.metadata is not None:
         _check_metadata(request.metadata)
     return request
@@ -328,6 +334,8 @@ def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = 
         "expires_at": job.expires_at,
         "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
     }
+    if job.options.truncate == "chunk":
+        record["chunk_overlap"] = job.options.chunk_overlap
     if with_errors:
         record |= {"waiting_for": waiting_for, "errors": job.errors}
     return record

@@ -17,10 +17,10 @@ from core.batching import batches
 from core.budget import TokenBudget
 from core.config import Settings
 from core.errors import DeviceLost, OutOfMemory
-from core.jobs import Lane
+from core.jobs import JobOptions, Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step, why_it_failed
-from worker.engines import Engine
+from worker.engines import Engine, Tokens
 from worker.leases import Leases
 from worker.log import log
 from worker.watchdog import Calls
@@ -205,18 +205,32 @@ class Drain:
             work.fail_all("dimensions_too_large", f"dimensions {options.dimensions} is more than the model's {facts.dimensions}")
             return []
         items = []
-        texts = [item.text for item in work.shard.inputs]
         with self._calls.watch():
-            tokenized = self.engine.tokenize(texts, options.prompt_name)
-        for position, tokens in enumerate(tokenized):
-            if tokens.truncated and options.truncate == "error":
+            tokenized = self._in_chunks([item.text for item in work.shard.inputs], options)
+        for position, chunks in enumerate(tokenized):
+            if not chunks:
+                message = f"prompt and chunk_overlap leave no room for the text in the model's {facts.max_tokens} tokens"
+                work.fail(position, "no_room_for_text", message)
+            elif chunks[0].truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
-                continue
-            work.tokens[position] = len(tokens.ids)
-            if tokens.truncated:
-                work.truncated.add(position)
-            items.append(Item(work, position, tokens))
+            else:
+                items += work.take_up(position, chunks)
         return items
+
+    def _in_chunks(self, texts: Sequence[str], options: JobOptions) -> list[list[Tokens]]:
+        """Each text as what the job has of it embedded: all of it, its beginning, its end, or its chunks."""
+        found = [[tokens] for tokens in self.engine.tokenize(texts, options.prompt_name)]
+        longer = [position for position, (tokens,) in enumerate(found) if tokens.truncated]
+        if longer and options.truncate in ("start", "chunk"):
+            chunks = self.engine.chunks(
+                [texts[position] for position in longer],
+                options.prompt_name,
+                overlap=options.chunk_overlap,
+                only_last=options.truncate == "start",
+            )
+            for position, of_text in zip(longer, chunks, strict=True):
+                found[position] = of_text
+        return found
 
     # Embed ----------------------------------------------------------------------------------------------------------
 
@@ -229,7 +243,7 @@ class Drain:
                 interactive_waits = self._leases.look(queue)
                 if interactive_waits and prepared.lane is Lane.BULK and not prepared.alone:
                     self._preempt(queue)
-                self._start(queue, [item for item in batch if not item.work.lost])
+                self._start(queue, [item for item in batch if not (item.work.lost or item.failed)])
             self._finish(0)
         except BaseException as error:
             self._leases.drop([work for work in prepared.works if not work.on_its_way], error)
@@ -285,7 +299,7 @@ class Drain:
             for row, item in enumerate(done.items):
                 rows.setdefault(item.work, []).append(row)
             for work, found in rows.items():
-                work.succeed([done.items[row].position for row in found], vectors[found])
+                work.take([done.items[row] for row in found], vectors[found])
             self._commit_whole(done.queue, rows)
 
     def _failed(self, queue: str, batch: list[Item], error: Exception) -> None:

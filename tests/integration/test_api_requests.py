@@ -131,7 +131,21 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("dimensions true", {"inputs": ["a"], "dimensions": True}, 400, "dimensions", "valid integer, got true"),
     ("prompt_name a list", {"inputs": ["a"], "prompt_name": []}, 400, "prompt_name", "valid string, got a list of 0"),
     ("prompt_name empty", {"inputs": ["a"], "prompt_name": ""}, 400, "prompt_name", "at least 1 character"),
-    ("truncate a boolean", {"inputs": ["a"], "truncate": True}, 400, "truncate", "must be 'end' or 'error', got true"),
+    ("truncate a boolean", {"inputs": ["a"], "truncate": True}, 400, "truncate", "must be 'end', 'start', 'error' or 'chunk'"),
+    (
+        "overlap without chunks",
+        {"inputs": ["a"], "chunk_overlap": 8},
+        400,
+        "chunk_overlap",
+        "chunk_overlap is only for truncate 'chunk', got 8 with 'end'",
+    ),
+    (
+        "overlap below zero",
+        {"inputs": ["a"], "truncate": "chunk", "chunk_overlap": -1},
+        400,
+        "chunk_overlap",
+        "greater than or equal to 0, got -1",
+    ),
     ("unknown priority", {"inputs": ["a"], "priority": "high"}, 400, "priority", "must be 'bulk' or 'interactive', got 'high'"),
     ("metadata a list", {"inputs": ["a"], "metadata": [1]}, 400, "metadata", "valid dictionary, got a list of 1"),
     (

@@ -41,14 +41,16 @@ def test_options_given_are_taken_as_they_are() -> None:
         "normalize": False,
         "dimensions": 64,
         "prompt_name": "query",
-        "truncate": "error",
+        "truncate": "chunk",
+        "chunk_overlap": 16,
         "priority": "interactive",
         "metadata": {"a": [1, {"b": None}]},
         "ttl_seconds": 500,
     }
     request = schemas.read_options(sent, SETTINGS)
     assert request.model_dump() == sent
-    assert request.job_options == JobOptions(normalize=False, dimensions=64, prompt_name="query", truncate="error")
+    options = JobOptions(normalize=False, dimensions=64, prompt_name="query", truncate="chunk", chunk_overlap=16)
+    assert request.job_options == options
     assert sorted(sent) == sorted(schemas.OPTIONS), "every option is tried here"
 
 

@@ -116,7 +116,12 @@ def embed_command(
     model: Annotated[str | None, typer.Option(help="A model of `vector-api models`.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep the first so many numbers of each vector.", min=1)] = None,
     prompt_name: Annotated[str | None, typer.Option(help="Prompt of the model to put before each text, such as query.")] = None,
-    truncate: Annotated[str | None, typer.Option(help="A text beyond the model's maximum: end (cut it) or error.")] = None,
+    truncate: Annotated[
+        str | None, typer.Option(help="A text beyond the model's maximum: cut its end or start, chunk (embed all), or error.")
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option(help="With --truncate chunk: tokens that two chunks have in common.", min=0)
+    ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Send, print the job's id, and end.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines without a vector.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left.")] = False,
@@ -133,6 +138,7 @@ def embed_command(
         "dimensions": dimensions,
         "prompt_name": prompt_name,
         "truncate": truncate,
+        "chunk_overlap": chunk_overlap,
     }
     order = Order(
         file=file,
