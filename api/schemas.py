@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
+from api.dry_run import figures
 from api.openapi import limited
 from api.records import JobList, JobRecord, ModelRecord, QueueRecord, WorkerKind
 from core.config import Settings
@@ -304,8 +305,15 @@ def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRe
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = None) -> JobRecord:
-    """A job as its client sees it; `waiting_for` says what is missing for one that nobody works on."""
+def job_record(
+    job: Job, *, with_errors: bool = True, waiting_for: str | None = None, queue: QueueState | None = None
+) -> JobRecord:
+    """A job as its client sees it.
+
+    Args:
+        waiting_for: what is missing for one that nobody works on.
+        queue: where it waits, for what a dry run says of time.
+    """
     record: JobRecord = {
         "id": job.id,
         "object": "job",
@@ -336,6 +344,9 @@ def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = 
     }
     if job.options.truncate == "chunk":
         record["chunk_overlap"] = job.options.chunk_overlap
+    if job.options.dry_run:
+        record["dry_run"] = figures(job, queue)
+        del record["links"]["result"]
     if with_errors:
         record |= {"waiting_for": waiting_for, "errors": job.errors}
     return record

@@ -9,12 +9,13 @@ import logging
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from api.bodies import Body, lines
+from api.dry_run import LIFETIME_SECONDS, Duplicates
 from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
 from api.services import Services
 from core.config import Settings
@@ -58,6 +59,7 @@ class Submission:
     tenant: str
     body: Body
     idempotency_key: str | None
+    dry_run: bool = False
 
     def take_json(self) -> Accepted:
         """Accept the job of a JSON body.
@@ -110,10 +112,21 @@ class Submission:
     def _accept(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
         require_known(request, self.services.workers.of(model))
         job_id = new_job_id()
-        total, shards, rest = stage(self.services.ledger, job_id, inputs, self.services.settings)
-        return self.submit(job_id, request, model, total, shards, rest)
+        duplicates = Duplicates() if self.dry_run else None
+        seen = duplicates.counting(inputs) if duplicates else inputs
+        total, shards, rest = stage(self.services.ledger, job_id, seen, self.services.settings)
+        return self.submit(job_id, request, model, total, shards, rest, duplicates.count() if duplicates else None)
 
-    def submit(self, job_id: str, request: JobRequest, model: Model, total: int, shards: int, rest: list[Shard]) -> Accepted:
+    def submit(
+        self,
+        job_id: str,
+        request: JobRequest,
+        model: Model,
+        total: int,
+        shards: int,
+        rest: list[Shard],
+        duplicates: int | None = None,
+    ) -> Accepted:
         """Accept a job of `total` inputs in so many shards, all staged but for the `rest`."""
         services, settings = self.services, self.services.settings
         served = services.workers.queues()
@@ -125,14 +138,15 @@ class Submission:
             queue=model.queue(chosen),
             lane=Lane(request.priority),
             model=model.name,
-            options=request.job_options,
+            options=replace(request.job_options, dry_run=self.dry_run),
             metadata=request.metadata or {},
-            ttl_seconds=request.ttl_seconds or settings.result_ttl_seconds,
+            ttl_seconds=request.ttl_seconds or (LIFETIME_SECONDS if self.dry_run else settings.result_ttl_seconds),
             inputs=total,
             shards=shards,
             moves=may_move(request.queue, job_id=job_id, gpu_share=settings.gpu_share),
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
+            duplicates=duplicates,
         )
         limits = limits_of(settings)
         accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)

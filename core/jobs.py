@@ -49,12 +49,15 @@ class JobOptions:
     """Of a text beyond the model's maximum: `end` and `start` are what is cut off, `error` fails it, `chunk` keeps all of it."""
     chunk_overlap: int = 0
     """Tokens of a chunk that the next one begins with."""
+    dry_run: bool = False
+    """Count the tokens of the inputs, and compute no vectors."""
 
     def to_json(self) -> str:
         """What a worker reads. Options that older workers know look as ever; others have a version, which these refuse."""
         told = asdict(self)
-        if not self.chunk_overlap:
-            del told["chunk_overlap"]
+        for name in ("chunk_overlap", "dry_run"):
+            if not told[name]:
+                del told[name]
         if self.truncate in ("start", "chunk"):
             told["v"] = OPTIONS_VERSION
         return json.dumps(told, sort_keys=True)
@@ -114,6 +117,9 @@ class Job:
     dimensions: int | None = None
     tokens: int = 0
     truncated: int = 0
+    """Inputs that were longer than the model's maximum and were cut; in a dry run all that are longer."""
+    duplicates: int | None = None
+    """Of a dry run: inputs whose text stood in the job before."""
     errors: tuple[InputError, ...] = field(default=())
 
     @property
@@ -151,5 +157,6 @@ class Job:
             dimensions=int(record["dimensions"]) if "dimensions" in record else None,
             tokens=int(record.get("tokens", 0)),
             truncated=int(record.get("truncated", 0)),
+            duplicates=int(record["duplicates"]) if "duplicates" in record else None,
             errors=errors,
         )

@@ -208,11 +208,15 @@ class Drain:
         with self._calls.watch():
             tokenized = self._in_chunks([item.text for item in work.shard.inputs], options)
         for position, chunks in enumerate(tokenized):
+            if options.dry_run and (len(chunks) != 1 or chunks[0].truncated):
+                work.truncated.add(position)
             if not chunks:
                 message = f"prompt and chunk_overlap leave no room for the text in the model's {facts.max_tokens} tokens"
                 work.fail(position, "no_room_for_text", message)
             elif chunks[0].truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
+            elif options.dry_run:
+                work.count(position, chunks)
             else:
                 items += work.take_up(position, chunks)
         return items

@@ -56,6 +56,11 @@ class Work:
             self.chunked[position] = Chunked([tokens.weight for tokens in chunks])
         return [Item(self, position, tokens, number) for number, tokens in enumerate(chunks)]
 
+    def count(self, position: int, chunks: Sequence[Tokens]) -> None:
+        """Be done with the input at `position`, of which only the tokens are wanted."""
+        self.tokens[position] = sum(len(tokens.ids) for tokens in chunks)
+        self.missing -= 1
+
     def take(self, items: "Sequence[Item]", vectors: Vectors) -> None:
         """Take the model's vectors of items, float32, (len(items), the model's dimensions)."""
         whole = [row for row, item in enumerate(items) if item.position not in self.chunked]

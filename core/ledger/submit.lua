@@ -1,11 +1,11 @@
 -- Accept a staged job, in one step and in constant time however many shards it has. If a batch is staged with it, it is one.
 -- ARGV: id, tenant, queue, lane, inputs, shards, limits (JSON: setting -> number), idempotency key or '', body digest, home and
---       fallback ('' unless the job may move), four fields of the job's record with their names, then the shards that are not
---       staged: shard, input block, …
+--       fallback ('' unless the job may move), how many arguments follow that are fields of the job's record with their names,
+--       these, then the shards that are not staged: shard, input block, …
 -- Returns {'accepted', wake} | {'exists', id, digest} | {'full', …} as `broken_limit` | {'limited', ms to wait}
 --       | {'lost', shards found}
-local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback = unpack(ARGV, 1, 11)
-local FIELDS, SHARDS = 12, 20
+local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback, record = unpack(ARGV, 1, 12)
+local FIELDS, SHARDS = 13, 13 + record
 local job = key('job', id)
 
 if redis.call('EXISTS', job) == 1 then return {'accepted', 0} end -- a repeat of this very call
