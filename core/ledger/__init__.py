@@ -64,6 +64,8 @@ call (`NewerLayout`): a newer version may have written what it would misread. An
     1    (no `version`) `release` lowered the number in `attempts`, which was also what counted as deaths; there were no `deaths`
     2    as above. Workers of layout 1 may work beside newer ones while these are brought in
 
+Options of a job have a version of their own (`core.jobs.OPTIONS_VERSION`). The shards of a dry run have no result blocks.
+
 A batch is a job with a file at both ends: its id is the job's, and it goes with the job. One whose file cannot be embedded has no
 job. Files that were sent are `file:` and `content:` alone. The two files of an ended batch, `file-output-<hex>` and
 `file-error-<hex>`, are made of `batch:`, `lines:` and `vectors:` when they are read; `files:<tenant>` names both, even if one is
