@@ -179,7 +179,7 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
     """Refuse what no live worker can do. While none is known the job is accepted, and a worker judges it.
 
     Raises:
-        InvalidRequest: more dimensions than the model has, a prompt it does not know, or chunks that are nothing but overlap.
+        InvalidRequest: more dimensions than the model has, a prompt it does not know, or chunks that are mostly overlap.
     """
     ready = [worker for worker in workers if worker.dimensions > 0]
     if not ready:
@@ -187,9 +187,9 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
     most = max(worker.dimensions for worker in ready)
     if request.dimensions is not None and request.dimensions > most:
         raise InvalidRequest(f"dimensions must be at most {most}, the model's own, got {request.dimensions}", param="dimensions")
-    longest = max(worker.max_tokens for worker in ready)
-    if request.chunk_overlap is not None and request.chunk_overlap >= longest:
-        message = f"chunk_overlap must be less than {longest} tokens, the model's maximum, got {request.chunk_overlap}"
+    half = max(worker.max_tokens for worker in ready) // 2
+    if request.chunk_overlap is not None and request.chunk_overlap > half:
+        message = f"chunk_overlap must be at most {half} tokens, half of the model's maximum, got {request.chunk_overlap}"
         raise InvalidRequest(message, param="chunk_overlap")
     prompts = sorted({name for worker in ready for name in worker.prompts})
     if request.prompt_name is not None and request.prompt_name not in prompts:

@@ -211,7 +211,7 @@ class Drain:
             if options.dry_run and (len(chunks) != 1 or chunks[0].truncated):
                 work.truncated.add(position)
             if not chunks:
-                message = f"prompt and chunk_overlap leave no room for the text in the model's {facts.max_tokens} tokens"
+                message = f"prompt and chunk_overlap leave too little room for the text in the model's {facts.max_tokens} tokens"
                 work.fail(position, "no_room_for_text", message)
             elif chunks[0].truncated and options.truncate == "error":
                 work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")

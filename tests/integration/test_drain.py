@@ -284,8 +284,8 @@ def test_start_keeps_the_end_of_a_text(ledger: Ledger) -> None:
     assert (block.truncated, block.chunks, block.tokens) == ({0}, {}, (MAX_TOKENS, 4))
 
 
-def test_overlap_that_leaves_no_room_fails_the_long_text_alone(ledger: Ledger) -> None:
-    submit(ledger, ["short", long_text("long", 400)], truncate="chunk", chunk_overlap=254)
+def test_overlap_that_leaves_too_little_room_fails_the_long_text_alone(ledger: Ledger) -> None:
+    submit(ledger, ["short", long_text("long", 400)], truncate="chunk", chunk_overlap=128)
     drain(Device(), ledger)
     job = ledger.get("job", "default")
     assert (job.counts.done, job.errors[0].index, job.errors[0].code) == (1, 1, "no_room_for_text")

@@ -66,9 +66,9 @@ def test_openai_clients_may_have_long_texts_in_chunks(client: httpx.Client) -> N
 
 
 def test_overlap_beyond_the_model_is_refused_at_once(client: httpx.Client) -> None:
-    answer = client.post("/v1/jobs", json={"inputs": ["a"], "truncate": "chunk", "chunk_overlap": 256})
+    answer = client.post("/v1/jobs", json={"inputs": ["a"], "truncate": "chunk", "chunk_overlap": 129})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "chunk_overlap")
-    assert "less than 256 tokens" in answer.json()["error"]["message"]
+    assert "at most 128 tokens" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("truncate", "tokens", "done"), [("end", 256, 6), ("start", 256, 6), ("chunk", 404, 6), ("error", 0, 5)])

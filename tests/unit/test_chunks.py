@@ -6,7 +6,7 @@ from worker.engines.chunks import ending, windows
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 3])
-@pytest.mark.parametrize("room", [4, 5, 9])
+@pytest.mark.parametrize("room", [6, 7, 9])
 def test_windows_lose_no_token_and_overlap_as_asked(room: int, overlap: int) -> None:
     for count in range(1, 40):
         found = windows(count, room, overlap)
@@ -17,8 +17,8 @@ def test_windows_lose_no_token_and_overlap_as_asked(room: int, overlap: int) -> 
             assert next_end > end, "a window that adds nothing"
 
 
-@pytest.mark.parametrize(("room", "overlap"), [(3, 3), (3, 4), (0, 0), (-2, 0)])
-def test_windows_without_room_are_none(room: int, overlap: int) -> None:
+@pytest.mark.parametrize(("room", "overlap"), [(5, 3), (3, 4), (0, 0), (-2, 0)])
+def test_windows_of_too_little_room_are_none(room: int, overlap: int) -> None:
     assert windows(10, room, overlap) == []
 
 

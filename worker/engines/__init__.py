@@ -64,7 +64,8 @@ class Engine(Protocol):
         """Texts that are longer than `max_tokens`, each as chunks of at most that, with special tokens and prompt around each.
 
         A chunk begins with the last `overlap` tokens of the one before. No token of the text is lost; with `only_last` there is
-        one chunk, of as many of the text's last tokens as fit. There is none when prompt and overlap leave no room.
+        one chunk, of as many of the text's last tokens as fit. There is none when prompt and overlap leave no room,
+        or the overlap is more than half of it.
         """
 
     def embed(self, batch: Sequence[Tokens]) -> "np.ndarray[Any, np.dtype[np.float32]]":

@@ -77,9 +77,9 @@ class Chunker:
 def windows(count: int, room: int, overlap: int) -> list[tuple[int, int]]:
     """`count` tokens in windows (first, end) of up to `room`, each with the last `overlap` of the one before.
 
-    None when `room` is not more than `overlap`: they would never come to an end.
+    None when `overlap` is more than half of `room`: a text would be embedded many times over.
     """
-    if room <= overlap:
+    if room < max(1, 2 * overlap):
         return []
     last = max(0, count - room)
     return [(first, min(first + room, count)) for first in range(0, last + room - overlap, room - overlap)]
