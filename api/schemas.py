@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, NotRequired
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
@@ -33,6 +33,18 @@ WORD = re.compile(r"[\w.:/+-]{1,32}")
 """What may be shown of a string that was sent: a word such as a mistyped option, not a text."""
 
 
+MOST_EXACT = 2.0**53
+"""Beyond it a number with a point may stand for several whole ones."""
+
+
+def _without_point(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MOST_EXACT else value
+
+
+WHOLE = BeforeValidator(_without_point)
+"""JSON knows no integers apart: 8.0 is one, says its schema."""
+
+
 class JobRequest(BaseModel):
     """The options of a new job: everything but its inputs."""
 
@@ -44,25 +56,26 @@ class JobRequest(BaseModel):
     """Must be the model that is served."""
     normalize: bool = True
     """Scale vectors to length 1."""
-    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536), WHOLE] | None = None
     """Keep the first so many numbers of each vector."""
     prompt_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Put a prompt of the model's configuration in front of each text."""
     truncate: Literal["end", "start", "error", "chunk"] = "end"
     """What happens to a text beyond the model's maximum: its end or its start is cut off, it fails, or it is embedded in chunks,
     the weighted mean of whose vectors is its own."""
-    chunk_overlap: Annotated[int, Field(ge=0, le=65_536)] | None = None
-    """With `truncate` as `chunk`: how many tokens at the end of a chunk come again at the start of the next; else 0."""
+    chunk_overlap: Annotated[int, Field(ge=0, le=65_536), WHOLE] | None = None
+    """With `truncate` as `chunk`: how many tokens at the end of a chunk come again at the start of the next."""
     priority: Literal["bulk", "interactive"] = "bulk"
     """`interactive` goes before bulk work, at every batch."""
     metadata: dict[str, Any] | None = None
     """An object of yours, shown with the job: up to 16384 bytes of JSON."""
-    ttl_seconds: Annotated[int, Field(ge=1, json_schema_extra=limited(maximum="max_ttl_seconds"))] | None = None
+    ttl_seconds: Annotated[int, Field(ge=1, json_schema_extra=limited(maximum="max_ttl_seconds")), WHOLE] | None = None
     """How long the job is kept after it ended."""
 
     @property
     def job_options(self) -> JobOptions:
-        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate, self.chunk_overlap or 0)
+        overlap = (self.chunk_overlap or 0) if self.truncate == "chunk" else 0
+        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate, overlap)
 
 
 JobId = Annotated[str, Field(description="The job's id.", examples=["job_c3e303a839e14cb78d54cbb9bcd2d3d1"])]
@@ -121,9 +134,6 @@ def read_options(values: dict[str, Any], settings: Settings) -> JobRequest:
     if request.ttl_seconds is not None and request.ttl_seconds > settings.max_ttl_seconds:
         limit = f"at most {settings.max_ttl_seconds} (MAX_TTL_SECONDS)"
         raise InvalidRequest(f"ttl_seconds must be {limit}, got {request.ttl_seconds}", param="ttl_seconds")
-    if request.chunk_overlap is not None and request.truncate != "chunk":
-        message = f"chunk_overlap is only for truncate 'chunk', got {shown(request.chunk_overlap)} with {shown(request.truncate)}"
-        raise InvalidRequest(message, param="chunk_overlap")
     if request.metadata is not None:
         _check_metadata(request.metadata)
     return request

@@ -188,7 +188,7 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
     if request.dimensions is not None and request.dimensions > most:
         raise InvalidRequest(f"dimensions must be at most {most}, the model's own, got {request.dimensions}", param="dimensions")
     half = max(worker.max_tokens for worker in ready) // 2
-    if request.chunk_overlap is not None and request.chunk_overlap > half:
+    if request.job_options.chunk_overlap > half:
         message = f"chunk_overlap must be at most {half} tokens, half of the model's maximum, got {request.chunk_overlap}"
         raise InvalidRequest(message, param="chunk_overlap")
     prompts = sorted({name for worker in ready for name in worker.prompts})

@@ -133,13 +133,6 @@ BAD_BODIES: list[tuple[str, Any, int, str | None, str]] = [
     ("prompt_name empty", {"inputs": ["a"], "prompt_name": ""}, 400, "prompt_name", "at least 1 character"),
     ("truncate a boolean", {"inputs": ["a"], "truncate": True}, 400, "truncate", "must be 'end', 'start', 'error' or 'chunk'"),
     (
-        "overlap without chunks",
-        {"inputs": ["a"], "chunk_overlap": 8},
-        400,
-        "chunk_overlap",
-        "chunk_overlap is only for truncate 'chunk', got 8 with 'end'",
-    ),
-    (
         "overlap below zero",
         {"inputs": ["a"], "truncate": "chunk", "chunk_overlap": -1},
         400,
@@ -227,7 +220,7 @@ BAD_QUERIES = [
     ("POST", "/v1/jobs?normalize=1", "normalize", "normalize must be true or false, got '1'"),
     ("POST", "/v1/jobs?metadata={", "metadata", "metadata is not valid JSON at character 1"),
     ("POST", "/v1/jobs?metadata=[]", "metadata", "valid dictionary, got a list of 0"),
-    ("POST", "/v1/jobs?nope=1", "nope", "unknown query parameter 'nope'; known are dimensions, metadata"),
+    ("POST", "/v1/jobs?nope=1", "nope", "unknown query parameter 'nope'; known are chunk_overlap, dimensions, dry_run, metadata"),
     ("POST", "/v1/jobs?queue=cpu&queue=gpu", "queue", "given more than once"),
     ("POST", "/v1/jobs?inputs=a", "inputs", "unknown query parameter"),
     ("POST", "/v1/jobs?wait=31", "wait", "wait must be a number of seconds from 0 to 30, got '31'"),

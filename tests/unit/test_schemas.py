@@ -54,6 +54,14 @@ def test_options_given_are_taken_as_they_are() -> None:
     assert sorted(sent) == sorted(schemas.OPTIONS), "every option is tried here"
 
 
+def test_whole_number_may_be_written_with_a_point() -> None:
+    assert schemas.read_options({"dimensions": 8.0}, SETTINGS).dimensions == 8
+
+
+def test_overlap_counts_with_chunks_only() -> None:
+    assert schemas.read_options({"truncate": "start", "chunk_overlap": 8}, SETTINGS).job_options.chunk_overlap == 0
+
+
 @pytest.mark.parametrize("name", ["model", "dimensions", "prompt_name", "metadata", "ttl_seconds"])
 def test_null_is_the_same_as_left_out(name: str) -> None:
     assert schemas.read_options({name: None}, SETTINGS) == schemas.read_options({}, SETTINGS)
