@@ -72,6 +72,10 @@ class BatchRequest(BaseModel):
         return int(found[1]) * {"h": 3600, "d": 86_400}[found[2]] if found else 0
 
 
+AGREED = ("dimensions", "prompt_name", "truncate", "chunk_overlap")
+"""Options that are the same on all lines."""
+
+
 class LineBody(BaseModel):
     """The body of a line, but for its input."""
 
@@ -82,13 +86,13 @@ class LineBody(BaseModel):
     dimensions: int | None = None
     prompt_name: str | None = None
     truncate: str = "end"
+    chunk_overlap: int | None = None
     user: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What all lines must agree in, but for the model, as a job takes it."""
-        values = {"dimensions": self.dimensions, "prompt_name": self.prompt_name, "truncate": self.truncate}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name in AGREED if (value := getattr(self, name)) is not None}
 
 
 def read_batch(values: dict[str, Any], settings: Settings) -> BatchRequest:
@@ -303,7 +307,7 @@ class LineReader:
             return
         if body.model != first.model:
             raise _Wrong("model_mismatch", "body.model is another one than that of the lines before", "body.model")
-        for name in ("dimensions", "prompt_name", "truncate"):
+        for name in AGREED:
             if getattr(body, name) != getattr(first, name):
                 message = f"body.{name} must be the same on all lines of a batch; send another batch for another one"
                 raise _Wrong("invalid_request", message, f"body.{name}")

@@ -22,7 +22,7 @@ from core.sharding import Span
 PIECE_BYTES = 65_536
 """About how much is sent at a time."""
 
-CLIENT_FAULTS = ("text_too_long", "unknown_prompt", "dimensions_too_large")
+CLIENT_FAULTS = ("text_too_long", "no_room_for_text", "unknown_prompt", "dimensions_too_large")
 """Codes of inputs that failed for what their client sent."""
 
 MISSING = {

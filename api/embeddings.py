@@ -20,8 +20,8 @@ from core.sharding import Input
 MOST_INPUTS = 2048
 """As with OpenAI."""
 
-JOB_OPTIONS = ("model", "dimensions", "prompt_name", "truncate", "queue")
-"""What is the same in a job; the last three are not OpenAI's."""
+JOB_OPTIONS = ("model", "dimensions", "prompt_name", "truncate", "chunk_overlap", "queue")
+"""What is the same in a job; the last four are not OpenAI's."""
 
 LIFETIME_SECONDS = 60
 """Of a job that ended and was not removed: its API died."""
@@ -32,7 +32,12 @@ REPEATABLE_SECONDS = 600
 CODES = {"text_too_long": "context_length_exceeded"}
 """Our codes of inputs that fail, where OpenAI has a word for it."""
 
-FIELDS = {"text_too_long": "", "unknown_prompt": "prompt_name", "dimensions_too_large": "dimensions"}
+FIELDS = {
+    "text_too_long": "",
+    "no_room_for_text": "",
+    "unknown_prompt": "prompt_name",
+    "dimensions_too_large": "dimensions",
+}
 """What is the client's fault, and the field at fault; empty for the input itself."""
 
 
@@ -163,7 +168,8 @@ def failure(job: Job, *, single: bool) -> VectorApiError:
 
 
 def _advice(error: InputError) -> str:
-    return '; send "truncate": "end" to have texts cut' if error.code == "text_too_long" else ""
+    advice = '; send "truncate": "end" to have texts cut, or "chunk" to have all of them embedded'
+    return advice if error.code == "text_too_long" else ""
 
 
 def write_embeddings(job: Job, parts: Iterator[Part], embedding: Embedding) -> Iterator[bytes]:

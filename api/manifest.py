@@ -36,6 +36,7 @@ def write_manifest(page: Page, parts: Iterator[Part]) -> Iterator[bytes]:
         "normalize": job.options.normalize,
         "prompt_name": job.options.prompt_name,
         "truncate": job.options.truncate,
+        **({"chunk_overlap": job.options.chunk_overlap} if job.options.truncate == "chunk" else {}),
         "counts": {"total": job.counts.total, "done": job.counts.done, "failed": job.counts.failed},
         "created_at": job.created_at,
         "ended_at": job.ended_at,

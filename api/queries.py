@@ -20,6 +20,10 @@ class WaitQuery(TypedDict, total=False):
     wait: Annotated[float, Field(ge=0, le=MOST_SECONDS_WAIT, description="Seconds to hold the answer until the job has ended.")]
 
 
+class SubmitQuery(WaitQuery, total=False):
+    dry_run: Annotated[bool, Field(description="Only count: the job's record gets the figures, and no vectors are computed.")]
+
+
 T = TypeVar("T", int, None)
 
 
@@ -74,10 +78,24 @@ class Query:
             raise _wrong("wait", f"a number of seconds from 0 to {MOST_SECONDS_WAIT}", raw)
         return seconds
 
+    def flag(self, name: str) -> bool:
+        """The parameter as yes or no; no when it is not given."""
+        return self.one_of(name, ("1", "true", "0", "false")) in ("1", "true")
+
     def options(self) -> dict[str, Any]:
         """The options of a job as they would stand in a JSON body."""
-        readers = {"normalize": _boolean, "dimensions": _number, "ttl_seconds": _number, "metadata": _object}
-        return {name: readers.get(name, _same)(name, raw) for name, raw in self._values.items() if name != "wait"}
+        readers = {
+            "normalize": _boolean,
+            "dimensions": _number,
+            "chunk_overlap": _number,
+            "ttl_seconds": _number,
+            "metadata": _object,
+        }
+        return {
+            name: readers.get(name, _same)(name, raw)
+            for name, raw in self._values.items()
+            if name not in SubmitQuery.__annotations__
+        }
 
     def canonical(self) -> bytes:
         """The parameters that say what is asked for, sorted, for comparing two requests. Waiting longer is no other request."""

@@ -28,7 +28,26 @@ class ErrorAnswer(TypedDict):
 
 class JobLinks(TypedDict):
     self: str
-    result: str
+    result: NotRequired[str]
+
+
+@documented
+class DryRun(TypedDict):
+    """What a job would be, as far as its texts are counted. Null is what nobody knows."""
+
+    inputs: int
+    tokens: int
+    """That would be embedded, special tokens and prompts included."""
+    over_long: int
+    """Texts beyond the model's maximum. `truncate` says what would become of them."""
+    duplicates: int | None
+    """Texts that stand in the job before. Null for more than 2,000,000 inputs."""
+    bytes: int | None
+    """Of the vectors, as float32."""
+    seconds: float | None
+    """To embed them, at the speed that the queue's workers have measured of late, with nothing else to do."""
+    backlog_seconds: float | None
+    """Until what waits before them is embedded."""
 
 
 @documented
@@ -54,6 +73,8 @@ class JobRecord(TypedDict):
     normalize: bool
     prompt_name: str | None
     truncate: str
+    chunk_overlap: NotRequired[int]
+    """Only with `truncate` as `chunk`."""
     tokens: int
     truncated: int
     """Inputs that were longer than the model's maximum, and were cut."""
@@ -70,6 +91,8 @@ class JobRecord(TypedDict):
     """What is missing for a job that nobody works on. Not in lists of jobs."""
     errors: NotRequired[tuple[InputError, ...]]
     """Why inputs have no vector: the first of them. Not in lists of jobs."""
+    dry_run: NotRequired[DryRun]
+    """Only of a dry run, which has no vectors. The seconds are in its own record alone, when it has ended."""
     links: JobLinks
 
 
@@ -84,6 +107,8 @@ class VectorItem(TypedDict):
     """Of int8: what the numbers are to be multiplied with."""
     tokens: int
     truncated: bool
+    chunks: NotRequired[int]
+    """In how many the text was embedded, if in more than one."""
 
 
 class ItemError(TypedDict):

@@ -70,10 +70,14 @@ def find_page(ledger: Ledger, job_id: str, tenant: str, *, offset: int, limit: i
     """The page of up to `limit` inputs from `offset`, up to the first one that has not ended.
 
     Raises:
-        InvalidRequest: the offset lies beyond the job's end.
+        InvalidRequest: the offset lies beyond the job's end, or it is a dry run.
         JobNotFound: no such job.
     """
     job = ledger.get(job_id, tenant)
+    if job.options.dry_run:
+        raise InvalidRequest(
+            "the job is a dry run: it has no vectors, and its figures are in its record", param="id", code="dry_run"
+        )
     total = job.counts.total
     if offset > total:
         raise InvalidRequest(f"offset must be at most {total}, the job's number of inputs, got {offset}", param="offset")
@@ -205,5 +209,7 @@ def _piece(part: Part, dtype: Dtype, embedding: Embedding) -> list[dict[str, Any
             if scales is not None:
                 item["scale"] = scales[row]
             item |= {"tokens": block.tokens[position], "truncated": position in block.truncated}
+            if position in block.chunks:
+                item["chunks"] = block.chunks[position]
         items.append(item)
     return items

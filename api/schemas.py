@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, NotRequired
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
+from api.dry_run import figures
 from api.openapi import limited
 from api.records import JobList, JobRecord, ModelRecord, QueueRecord, WorkerKind
 from core.config import Settings
@@ -32,6 +33,18 @@ WORD = re.compile(r"[\w.:/+-]{1,32}")
 """What may be shown of a string that was sent: a word such as a mistyped option, not a text."""
 
 
+MOST_EXACT = 2.0**53
+"""Beyond it a number with a point may stand for several whole ones."""
+
+
+def _without_point(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MOST_EXACT else value
+
+
+WHOLE = BeforeValidator(_without_point)
+"""JSON knows no integers apart: 8.0 is one, says its schema."""
+
+
 class JobRequest(BaseModel):
     """The options of a new job: everything but its inputs."""
 
@@ -43,22 +56,26 @@ class JobRequest(BaseModel):
     """Must be the model that is served."""
     normalize: bool = True
     """Scale vectors to length 1."""
-    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536), WHOLE] | None = None
     """Keep the first so many numbers of each vector."""
     prompt_name: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Put a prompt of the model's configuration in front of each text."""
-    truncate: Literal["end", "error"] = "end"
-    """What happens to a text beyond the model's maximum: it is cut, or fails."""
+    truncate: Literal["end", "start", "error", "chunk"] = "end"
+    """What happens to a text beyond the model's maximum: its end or its start is cut off, it fails, or it is embedded in chunks,
+    the weighted mean of whose vectors is its own."""
+    chunk_overlap: Annotated[int, Field(ge=0, le=65_536), WHOLE] | None = None
+    """With `truncate` as `chunk`: how many tokens at the end of a chunk come again at the start of the next."""
     priority: Literal["bulk", "interactive"] = "bulk"
     """`interactive` goes before bulk work, at every batch."""
     metadata: dict[str, Any] | None = None
     """An object of yours, shown with the job: up to 16384 bytes of JSON."""
-    ttl_seconds: Annotated[int, Field(ge=1, json_schema_extra=limited(maximum="max_ttl_seconds"))] | None = None
+    ttl_seconds: Annotated[int, Field(ge=1, json_schema_extra=limited(maximum="max_ttl_seconds")), WHOLE] | None = None
     """How long the job is kept after it ended."""
 
     @property
     def job_options(self) -> JobOptions:
-        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate)
+        overlap = (self.chunk_overlap or 0) if self.truncate == "chunk" else 0
+        return JobOptions(self.normalize, self.dimensions, self.prompt_name, self.truncate, overlap)
 
 
 JobId = Annotated[str, Field(description="The job's id.", examples=["job_c3e303a839e14cb78d54cbb9bcd2d3d1"])]
@@ -298,8 +315,15 @@ def _bad_input(place: Place, number: int, field: str, problem: str) -> InvalidRe
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = None) -> JobRecord:
-    """A job as its client sees it; `waiting_for` says what is missing for one that nobody works on."""
+def job_record(
+    job: Job, *, with_errors: bool = True, waiting_for: str | None = None, queue: QueueState | None = None
+) -> JobRecord:
+    """A job as its client sees it.
+
+    Args:
+        waiting_for: what is missing for one that nobody works on.
+        queue: where it waits, for what a dry run says of time.
+    """
     record: JobRecord = {
         "id": job.id,
         "object": "job",
@@ -329,6 +353,11 @@ def job_record(job: Job, *, with_errors: bool = True, waiting_for: str | None = 
         "expires_at": job.expires_at,
         "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
     }
+    if job.options.truncate == "chunk":
+        record["chunk_overlap"] = job.options.chunk_overlap
+    if job.options.dry_run:
+        record["dry_run"] = figures(job, queue)
+        del record["links"]["result"]
     if with_errors:
         record |= {"waiting_for": waiting_for, "errors": job.errors}
     return record

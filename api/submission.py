@@ -9,12 +9,13 @@ import logging
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from api.bodies import Body, lines
+from api.dry_run import LIFETIME_SECONDS, Duplicates
 from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
 from api.services import Services
 from core.config import Settings
@@ -60,6 +61,7 @@ class Submission:
     idempotency_key: str | None
     events: Collection[str] = ()
     """Of these, the tenant's webhooks are told."""
+    dry_run: bool = False
 
     def take_json(self) -> Accepted:
         """Accept the job of a JSON body.
@@ -117,10 +119,21 @@ class Submission:
     def _accept(self, request: JobRequest, model: Model, inputs: Iterable[Input]) -> Accepted:
         require_known(request, self.services.workers.of(model))
         job_id = new_job_id()
-        total, shards, rest = stage(self.services.ledger, job_id, inputs, self.services.settings)
-        return self.submit(job_id, request, model, total, shards, rest)
+        duplicates = Duplicates() if self.dry_run else None
+        seen = duplicates.counting(inputs) if duplicates else inputs
+        total, shards, rest = stage(self.services.ledger, job_id, seen, self.services.settings)
+        return self.submit(job_id, request, model, total, shards, rest, duplicates.count() if duplicates else None)
 
-    def submit(self, job_id: str, request: JobRequest, model: Model, total: int, shards: int, rest: list[Shard]) -> Accepted:
+    def submit(
+        self,
+        job_id: str,
+        request: JobRequest,
+        model: Model,
+        total: int,
+        shards: int,
+        rest: list[Shard],
+        duplicates: int | None = None,
+    ) -> Accepted:
         """Accept a job of `total` inputs in so many shards, all staged but for the `rest`."""
         services, settings = self.services, self.services.settings
         served = services.workers.queues()
@@ -132,15 +145,16 @@ class Submission:
             queue=model.queue(chosen),
             lane=Lane(request.priority),
             model=model.name,
-            options=request.job_options,
+            options=replace(request.job_options, dry_run=self.dry_run),
             metadata=request.metadata or {},
-            ttl_seconds=request.ttl_seconds or settings.result_ttl_seconds,
+            ttl_seconds=request.ttl_seconds or (LIFETIME_SECONDS if self.dry_run else settings.result_ttl_seconds),
             inputs=total,
             shards=shards,
             moves=may_move(request.queue, job_id=job_id, gpu_share=settings.gpu_share),
             idempotency_key=_digest(self.idempotency_key) if self.idempotency_key else "",
             body_digest=self.body.digest() if self.idempotency_key else "",
             notify=self.notify,
+            duplicates=duplicates,
         )
         limits = limits_of(settings)
         accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)
@@ -173,7 +187,7 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
     """Refuse what no live worker can do. While none is known the job is accepted, and a worker judges it.
 
     Raises:
-        InvalidRequest: more dimensions than the model has, or a prompt it does not know.
+        InvalidRequest: more dimensions than the model has, a prompt it does not know, or chunks that are mostly overlap.
     """
     ready = [worker for worker in workers if worker.dimensions > 0]
     if not ready:
@@ -181,6 +195,10 @@ def require_known(request: JobRequest, workers: Sequence[Worker]) -> None:
     most = max(worker.dimensions for worker in ready)
     if request.dimensions is not None and request.dimensions > most:
         raise InvalidRequest(f"dimensions must be at most {most}, the model's own, got {request.dimensions}", param="dimensions")
+    half = max(worker.max_tokens for worker in ready) // 2
+    if request.job_options.chunk_overlap > half:
+        message = f"chunk_overlap must be at most {half} tokens, half of the model's maximum, got {request.chunk_overlap}"
+        raise InvalidRequest(message, param="chunk_overlap")
     prompts = sorted({name for worker in ready for name in worker.prompts})
     if request.prompt_name is not None and request.prompt_name not in prompts:
         known = f"known are {', '.join(prompts)}" if prompts else "the model has none"

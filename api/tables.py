@@ -90,6 +90,7 @@ def _metadata(page: Page, dtype: Dtype) -> dict[str, Any]:
         "normalize": job.options.normalize,
         "prompt_name": job.options.prompt_name,
         "truncate": job.options.truncate,
+        **({"chunk_overlap": job.options.chunk_overlap} if job.options.truncate == "chunk" else {}),
         "embedding_dtype": dtype.name,
         "offset": page.offset,
         "count": page.count,

@@ -24,7 +24,8 @@ class ResultBlock:
     """What a worker found for one shard of n inputs.
 
     `vectors` are float32, little-endian, (n, dimensions) in input order; the row of a failed input is NaN. `tokens` counts each
-    input's tokens as embedded. `truncated` and the keys of `errors` are positions in the shard.
+    input's tokens as embedded. `truncated` and the keys of `errors` and `chunks` are positions in the shard; `chunks` has the
+    inputs that were embedded in more than one, and in how many.
     """
 
     dimensions: int
@@ -33,6 +34,7 @@ class ResultBlock:
     truncated: frozenset[int] = frozenset()
     errors: dict[int, InputError] = field(default_factory=dict)
     ids: tuple[str | None, ...] | None = None
+    chunks: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def pack_result(result: ResultBlock) -> bytes:
             "errors": [[n, e.index, e.code, e.message, e.retryable] for n, e in sorted(result.errors.items())],
             "ids": result.ids,
         }
+        | ({"chunks": sorted(result.chunks.items())} if result.chunks else {})  # older readers pass over it
     )
 
 
@@ -112,6 +115,7 @@ def _result(found: dict[str, Any]) -> ResultBlock:
         truncated=frozenset(found["truncated"]),
         errors={n: InputError(index, code, message, retryable) for n, index, code, message, retryable in found["errors"]},
         ids=None if found["ids"] is None else tuple(found["ids"]),
+        chunks=dict(found.get("chunks", ())),
     )
 
 

@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+OPTIONS_VERSION = 2
+"""Of the JSON of a job's options; 2 has `truncate` as `start` and `chunk`, which version 1 would take for `end`."""
+
 
 class JobStatus(StrEnum):
     QUEUED = "queued"
@@ -43,13 +46,29 @@ class JobOptions:
     dimensions: int | None = None
     prompt_name: str | None = None
     truncate: str = "end"
+    """Of a text beyond the model's maximum: `end` and `start` are what is cut off, `error` fails it, `chunk` keeps all of it."""
+    chunk_overlap: int = 0
+    """Tokens of a chunk that the next one begins with."""
+    dry_run: bool = False
+    """Count the tokens of the inputs, and compute no vectors."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
+        """What a worker reads. Options that older workers know look as ever; others have a version, which these refuse."""
+        told = asdict(self)
+        for name in ("chunk_overlap", "dry_run"):
+            if not told[name]:
+                del told[name]
+        if self.truncate in ("start", "chunk"):
+            told["v"] = OPTIONS_VERSION
+        return json.dumps(told, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        return cls(**json.loads(text))
+        """Raises ValueError or TypeError when another version wrote it."""
+        told = json.loads(text)
+        if told.pop("v", 1) > OPTIONS_VERSION:
+            raise ValueError("the options are of a newer version")
+        return cls(**told)
 
 
 @dataclass(frozen=True)
@@ -98,8 +117,11 @@ class Job:
     dimensions: int | None = None
     tokens: int = 0
     truncated: int = 0
+    """Inputs that were longer than the model's maximum and were cut; in a dry run all that are longer."""
     cached: int = 0
     """Inputs whose vectors were computed before."""
+    duplicates: int | None = None
+    """Of a dry run: inputs whose text stood in the job before."""
     errors: tuple[InputError, ...] = field(default=())
 
     @property
@@ -138,5 +160,6 @@ class Job:
             tokens=int(record.get("tokens", 0)),
             truncated=int(record.get("truncated", 0)),
             cached=int(record.get("cached", 0)),
+            duplicates=int(record["duplicates"]) if "duplicates" in record else None,
             errors=errors,
         )

@@ -13,10 +13,12 @@ than n texts. `FAKE_BATCH_SECONDS` is how long a batch takes, `FAKE_TOKEN_SECOND
 import ctypes
 import hashlib
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from core.errors import OutOfMemory
 from core.result_store import ResultStore
 from worker import app
 from worker.engines import Engine, EngineFacts, Tokens
+from worker.engines.chunks import windows
 
 __all__ = ["DIMENSIONS", "FakeEngine", "app", "vector_of"]
 
@@ -64,9 +67,9 @@ def die_after_store(marker: Path) -> None:
 class FakeTokens(Tokens):
     """Tokens that remember their text: one token a word."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, **of_chunk: Any) -> None:
         words = len(text.split()) + SPECIAL_TOKENS
-        super().__init__(ids=range(min(words, MAX_TOKENS)), truncated=words > MAX_TOKENS)
+        super().__init__(**({"ids": range(min(words, MAX_TOKENS)), "truncated": words > MAX_TOKENS} | of_chunk))
         object.__setattr__(self, "text", text)
 
 
@@ -93,6 +96,23 @@ class FakeEngine(Engine):
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         assert texts, "real tokenizers take no empty list"
         return [FakeTokens(f"{prompt_name}: {text}" if prompt_name else text) for text in texts]
+
+    def chunks(
+        self, texts: Sequence[str], prompt_name: str | None, *, overlap: int = 0, only_last: bool = False
+    ) -> list[list[Tokens]]:
+        prompt = f"{prompt_name}: " if prompt_name else ""
+        room = MAX_TOKENS - SPECIAL_TOKENS - len(prompt.split())
+        found: list[list[Tokens]] = []
+        for text in texts:
+            words = list(re.finditer(r"\S+", text))
+            if only_last:
+                found.append([FakeTokens(prompt + text[words[-room].start() :], truncated=True)])
+                continue
+            spans = [
+                (end - first, (words[first].start(), words[end - 1].end())) for first, end in windows(len(words), room, overlap)
+            ]
+            found.append([FakeTokens(prompt + text[slice(*span)], weight=weight, span=span) for weight, span in spans])
+        return found
 
     def embed(self, batch: Sequence[Tokens]) -> np.ndarray:
         texts = [item.text for item in batch]  # type: ignore[attr-defined]

@@ -24,8 +24,8 @@ DIGEST_BYTES = 16
 UNKNOWN = "unknown"
 """The revision of a model that cannot tell: its vectors may be another's by tomorrow."""
 
-SIDES = {"end": "end", "error": "end"}
-"""Where texts that are too long are cut, by the job's `truncate`; other jobs go without the cache."""
+SIDES = {"end": "end", "error": "end", "start": "start"}
+"""What is kept of texts that are too long, by the job's `truncate`; other jobs go without the cache."""
 
 COMPLAIN_SECONDS = 60.0
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from core.batching import batches
 from core.budget import TokenBudget
 from core.config import Settings
 from core.errors import DeviceLost, OutOfMemory
-from core.jobs import Lane
+from core.jobs import JobOptions, Lane
 from core.ledger import Ledger
 from core.recovery import Step, next_step, why_it_failed
 from worker.cache import Cache
@@ -154,9 +154,11 @@ class Drain:
                     following = self._preparing.submit(self._prepare, queue, Lane.BULK)
                 self._compute(queue, prepared)
         finally:
-            self._await_commits(0)
-            if following:
-                self._give_back(queue, following.result().works)
+            try:
+                self._await_commits(0)
+            finally:
+                if following:
+                    self._give_back(queue, following.result().works)
 
     # Claim and tokenise ---------------------------------------------------------------------------------------------
 
@@ -221,24 +223,28 @@ class Drain:
         """The shard's inputs that are to be embedded; those that cannot be fail here."""
         options, facts = work.shard.options, self.engine.facts
         items = list[Item]()
-        for position, tokens in self._tokens_of(work, work.positions):
-            if tokens.truncated and options.truncate == "error":
-                work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
-                continue
-            work.tokens[position] = len(tokens.ids)
-            if tokens.truncated:
+        for position, chunks in self._tokens_of(work, work.positions):
+            if options.dry_run and (len(chunks) != 1 or chunks[0].truncated):
                 work.truncated.add(position)
-            items.append(Item(work, position, tokens))
+            if not chunks:
+                message = f"prompt and chunk_overlap leave too little room for the text in the model's {facts.max_tokens} tokens"
+                work.fail(position, "no_room_for_text", message)
+            elif chunks[0].truncated and options.truncate == "error":
+                work.fail(position, "text_too_long", f"the text has more tokens than the model's maximum of {facts.max_tokens}")
+            elif options.dry_run:
+                work.count(position, chunks)
+            else:
+                items += work.take_up(position, chunks)
         return items
 
-    def _tokens_of(self, work: Work, positions: Sequence[int]) -> Iterable[tuple[int, Tokens]]:
-        """The tokens of each input at these positions; one at which the tokenizer raises fails alone."""
+    def _tokens_of(self, work: Work, positions: Sequence[int]) -> Iterable[tuple[int, list[Tokens]]]:
+        """The chunks of each input at these positions; one at which the tokenizer raises fails alone."""
         if not positions:
             return []
         texts = [work.shard.inputs[position].text for position in positions]
         try:
             with self._calls.watch():
-                tokenized = self.engine.tokenize(texts, work.shard.options.prompt_name)
+                tokenized = self._in_chunks(texts, work.shard.options)
         except Exception as error:
             if len(positions) == 1:
                 log.warning("job %s: an input cannot be tokenised", work.shard.job_id, exc_info=error)
@@ -247,6 +253,21 @@ class Drain:
             half = len(positions) // 2
             return [*self._tokens_of(work, positions[:half]), *self._tokens_of(work, positions[half:])]
         return zip(positions, tokenized, strict=True)
+
+    def _in_chunks(self, texts: Sequence[str], options: JobOptions) -> list[list[Tokens]]:
+        """Each text as what the job has of it embedded: all of it, its beginning, its end, or its chunks."""
+        found = [[tokens] for tokens in self.engine.tokenize(texts, options.prompt_name)]
+        longer = [position for position, (tokens,) in enumerate(found) if tokens.truncated]
+        if longer and options.truncate in ("start", "chunk"):
+            chunks = self.engine.chunks(
+                [texts[position] for position in longer],
+                options.prompt_name,
+                overlap=options.chunk_overlap,
+                only_last=options.truncate == "start",
+            )
+            for position, of_text in zip(longer, chunks, strict=True):
+                found[position] = of_text
+        return found
 
     # Embed ----------------------------------------------------------------------------------------------------------
 
@@ -259,7 +280,7 @@ class Drain:
                 interactive_waits = self._leases.look(queue)
                 if interactive_waits and prepared.lane is Lane.BULK and not prepared.alone:
                     self._preempt(queue)
-                self._start(queue, [item for item in batch if not item.work.lost])
+                self._start(queue, [item for item in batch if not (item.work.lost or item.failed)])
             self._finish(0)
         except BaseException as error:
             self._leases.drop([work for work in prepared.works if not work.on_its_way], error)
@@ -315,7 +336,7 @@ class Drain:
             for row, item in enumerate(done.items):
                 rows.setdefault(item.work, []).append(row)
             for work, found in rows.items():
-                work.succeed([done.items[row].position for row in found], vectors[found])
+                work.take([done.items[row] for row in found], vectors[found])
             self._commit_whole(done.queue, rows)
 
     def _failed(self, queue: str, batch: list[Item], error: Exception) -> None:
@@ -398,9 +419,13 @@ class Drain:
         self.cache.keep(work for work, is_stored in zip(works, stored, strict=True) if is_stored)
 
     def _await_commits(self, most: int) -> None:
-        """Returns when at most so many commits are on their way; raises what one of them raised."""
+        """Returns when at most so many commits are on their way; raises what one of them raised, once none is any more."""
         while len(self._commits) > most:
-            self._commits.pop(0).result()
+            oldest = self._commits.pop(0)
+            if oldest.exception():
+                wait(self._commits)
+                self._commits.clear()
+            oldest.result()
 
     def _give_back(self, queue: str, works: Iterable[Work]) -> None:
         """Release shards that were not embedded, so that others take them at once and no attempt is counted."""

@@ -1,7 +1,7 @@
 """A claimed shard on its way to a result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,22 @@ from worker.engines import Tokens
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
+@dataclass(frozen=True)
+class Chunked:
+    """The chunks of one input, as their vectors come in; one vector in the end."""
+
+    weights: list[int]
+    vectors: dict[int, Vectors] = field(default_factory=dict)
+
+    def mean(self) -> Vectors | None:
+        """All chunks' vectors, weighted by their tokens of the text, float32, (dimensions,); None while one is missing."""
+        if len(self.vectors) < len(self.weights):
+            return None
+        vectors = np.stack([self.vectors[chunk] for chunk in range(len(self.weights))]).astype(np.float64)
+        mean: Vectors = np.average(vectors, axis=0, weights=self.weights).astype(np.float32)
+        return mean
+
+
 class Work:
     """A claimed shard and what is known of its result so far."""
 
@@ -24,6 +40,7 @@ class Work:
         self.vectors: Vectors = np.full((shard.span.count, self.dimensions), np.nan, dtype="<f4")
         self.tokens = [0] * shard.span.count
         self.truncated: set[int] = set()
+        self.chunked: dict[int, Chunked] = {}
         self.errors: dict[int, InputError] = {}
         self.missing = shard.span.count
         self.lost = False
@@ -54,6 +71,32 @@ class Work:
         vectors = np.frombuffer(b"".join(entry.vector for entry in entries.values()), dtype="<f4")
         self.succeed(list(entries), vectors.reshape(len(entries), -1))
 
+    def take_up(self, position: int, chunks: Sequence[Tokens]) -> "list[Item]":
+        """What is to be embedded of the input at `position`: all of it as one, or its chunks."""
+        self.tokens[position] = sum(len(tokens.ids) for tokens in chunks)
+        if any(tokens.truncated for tokens in chunks):
+            self.truncated.add(position)
+        if len(chunks) > 1:
+            self.chunked[position] = Chunked([tokens.weight for tokens in chunks])
+        return [Item(self, position, tokens, number) for number, tokens in enumerate(chunks)]
+
+    def count(self, position: int, chunks: Sequence[Tokens]) -> None:
+        """Be done with the input at `position`, of which only the tokens are wanted."""
+        self.tokens[position] = sum(len(tokens.ids) for tokens in chunks)
+        self.missing -= 1
+
+    def take(self, items: "Sequence[Item]", vectors: Vectors) -> None:
+        """Take the model's vectors of items, float32, (len(items), the model's dimensions)."""
+        whole = [row for row, item in enumerate(items) if item.position not in self.chunked]
+        self.succeed([items[row].position for row in whole], vectors[whole])
+        for row, item in enumerate(items):
+            found = self.chunked.get(item.position)
+            if found and not item.failed:
+                found.vectors[item.chunk] = vectors[row]
+                mean = found.mean()
+                if mean is not None:
+                    self.succeed([item.position], mean[None])
+
     def succeed(self, positions: Sequence[int], vectors: Vectors) -> None:
         """Take the model's vectors of the inputs at `positions`: cut to the job's dimensions, then scaled to unit length."""
         found = vectors[:, : self.dimensions]
@@ -71,6 +114,8 @@ class Work:
                 self.fail(position, "not_finite", "the model gave a vector with infinite or undefined numbers")
 
     def fail(self, position: int, code: str, message: str, *, retryable: bool = False) -> None:
+        if position in self.errors:  # another chunk of it failed before
+            return
         self.errors[position] = InputError(self.shard.span.first + position, code, message, retryable)
         self.missing -= 1
 
@@ -90,6 +135,7 @@ class Work:
                 truncated=frozenset(self.truncated),
                 errors=self.errors,
                 ids=ids if any(given is not None for given in ids) else None,
+                chunks={position: len(found.weights) for position, found in self.chunked.items()},
             ),
             cached=len(self.recalled),
         )
@@ -97,8 +143,14 @@ class Work:
 
 @dataclass
 class Item:
-    """One tokenised input and where its vector goes."""
+    """One tokenised input, or a chunk of one, and where its vector goes."""
 
     work: Work
     position: int
     tokens: Tokens
+    chunk: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Nobody needs its vector any more: another chunk of the input has failed."""
+        return self.position in self.work.errors

@@ -10,7 +10,7 @@ from werkzeug.exceptions import RequestTimeout, UnsupportedMediaType
 from api.answers import JSON, json_answer, streamed
 from api.bodies import Body, refusing
 from api.openapi import Answer, describes
-from api.queries import Query, WaitQuery
+from api.queries import Query, SubmitQuery, WaitQuery
 from api.records import DeletedJob, JobList, JobRecord, JobWithVectors
 from api.results import read_parts, started, write_job
 from api.schemas import OPTIONS, JobBody, JobId, JobRequest, Lines, job_list, job_record
@@ -39,10 +39,10 @@ class ListQuery(TypedDict, total=False):
 @views.post("")
 @describes(
     {
-        200: Answer("The job has ended within `wait`.", JobWithVectors, CREATED),
+        200: Answer("The job has ended within `wait`. A dry run has no vectors.", JobWithVectors | JobRecord, CREATED),
         202: Answer("The whole job is in Redis.", JobRecord, CREATED | RETRY),
     },
-    query=(WaitQuery, JobRequest),
+    query=(SubmitQuery, JobRequest),
     headers={"Idempotency-Key": IdempotencyKey},
     bodies={JSON: JobBody, NDJSON: Lines},
     errors=(
@@ -59,12 +59,12 @@ def create() -> Response:
     """Submit a job.
 
     As JSON, an object of the inputs and the options. As NDJSON, one input a line, read as a stream, with the options in the
-    query; a JSON request may have only `wait` there.
+    query; a JSON request may have only `wait` and `dry_run` there.
     """
     with refusing(request):
         _require_known_type()
         from_stream = request.mimetype == NDJSON
-        query = Query(request.args, (*WaitQuery.__annotations__, *OPTIONS) if from_stream else WaitQuery.__annotations__)
+        query = Query(request.args, (*SubmitQuery.__annotations__, *(OPTIONS if from_stream else ())))
         wait_seconds = query.wait_seconds()
         submission = _submission(query, from_stream)
         accepted = submission.take_ndjson(query.options()) if from_stream else submission.take_json()
@@ -87,7 +87,8 @@ def _submission(query: Query, from_stream: bool) -> Submission:
     head = request.mimetype.encode() + b"\n" + query.canonical()
     body = Body(request, limit_bytes=limit, setting=setting, digest_head=head)
     key = read_idempotency_key(request.headers.get("Idempotency-Key"))
-    return Submission(services(), tenant_of(request), body, key, JOB_EVENTS)
+    dry_run = query.flag("dry_run")
+    return Submission(services(), tenant_of(request), body, key, () if dry_run else JOB_EVENTS, dry_run=dry_run)
 
 
 def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
@@ -97,6 +98,8 @@ def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
     if wait_seconds and job.status.ended:
+        if job.options.dry_run:
+            return json_answer(_record(job), 200, headers)
         return _answer_with_vectors(job, headers)
     return json_answer(_record(job), 202, headers | {"Retry-After": "1"})
 
@@ -104,7 +107,9 @@ def _answer_accepted(accepted: Accepted, wait_seconds: float) -> Response:
 def _record(job: Job) -> JobRecord:
     """The job's record. A live job whose queue has no live worker waits for one, however long that takes."""
     waits = not job.status.ended and job.queue not in services().workers.queues()
-    return job_record(job, waiting_for=f"a worker of the queue {job.queue}" if waits else None)
+    counted = job.options.dry_run and job.status.ended
+    queue = services().ledger.queue_states([job.queue])[0] if counted else None
+    return job_record(job, waiting_for=f"a worker of the queue {job.queue}" if waits else None, queue=queue)
 
 
 def _answer_with_vectors(job: Job, headers: dict[str, str]) -> Response:

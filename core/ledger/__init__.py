@@ -74,6 +74,8 @@ call (`NewerLayout`): a newer version may have written what it would misread. An
          They are to be stopped before newer ones start: they fail an input at its fourth claim, also if the first three came to
          no harm, and `release` of theirs lets a number come twice
 
+Options of a job have a version of their own (`core.jobs.OPTIONS_VERSION`). The shards of a dry run have no result blocks.
+
 A batch is a job with a file at both ends: its id is the job's, and it goes with the job. One whose file cannot be embedded has no
 job. Files that were sent are `file:` and `content:` alone. The two files of an ended batch, `file-output-<hex>` and
 `file-error-<hex>`, are made of `batch:`, `lines:` and `vectors:` when they are read; `files:<tenant>` names both, even if one is

@@ -1,7 +1,7 @@
 -- Store the results of shards, each exactly once. The attempt number is the fencing token: a worker that lost its lease to
 -- another can write nothing.
--- ARGV: queue, worker facts (device, engine, dtype, revision, parity or ''), then per shard: job, shard, attempt, result block, dimensions,
---       failed, tokens, truncated, inputs that came from the cache, errors (JSON list of JSON strings)
+-- ARGV: queue, worker facts (device, engine, dtype, revision, parity or ''), then per shard: job, shard, attempt, result block ('' of
+--       a dry run), dimensions, failed, tokens, truncated, inputs that came from the cache, errors (JSON list of JSON strings)
 -- Returns 1 or 0 per shard: whether it was stored
 local queue = ARGV[1]
 local device, engine, dtype, revision, parity = unpack(ARGV, 2, 6)
@@ -12,7 +12,11 @@ for n = 7, #ARGV, 10 do
   local current, tenant, counted = is_held(queue, id, shard, attempt)
   if current then
     redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
-    redis.call('HSET', key('vectors', id), shard, block)
+    if block ~= '' then
+      redis.call('HSET', key('vectors', id), shard, block)
+      redis.call('HINCRBY', key('counters'), 'inputs:' .. queue, count_of(shard))
+      redis.call('HINCRBY', key('counters'), 'tokens:' .. queue, tokens)
+    end
     if counted then
       shrink(id, redis.call('HSTRLEN', key('inputs', id), shard))
       count('inputs:' .. tenant, 0 - count_of(shard))
@@ -25,11 +29,9 @@ for n = 7, #ARGV, 10 do
     if parity ~= '' and not (worst and tonumber(worst) <= tonumber(parity)) then redis.call('HSET', job, 'parity', parity) end
     redis.call('HINCRBY', job, 'tokens', tokens)
     redis.call('HINCRBY', job, 'truncated', truncated)
-    redis.call('HINCRBY', key('counters'), 'inputs:' .. queue, count_of(shard))
-    redis.call('HINCRBY', key('counters'), 'tokens:' .. queue, tokens)
     if cached ~= '0' then
       redis.call('HINCRBY', job, 'cached', cached)
-      redis.call('HINCRBY', key('counters'), 'cached:' .. queue, cached)
+      if block ~= '' then redis.call('HINCRBY', key('counters'), 'cached:' .. queue, cached) end
     end
     for _, error in ipairs(cjson.decode(errors)) do note_error(id, error) end
     settle(id, count_of(shard) - failed, failed)

@@ -86,6 +86,8 @@ class NewJob:
     body_digest: str = ""
     notify: str = ""
     """Who is told of its end, by `core.webhooks.Targets.wanting`."""
+    duplicates: int | None = None
+    """Of a dry run: inputs whose text stood in the job before, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -322,13 +324,22 @@ class Ledger:
             "options": job.options.to_json(),
             "metadata": json.dumps(job.metadata),
             "ttl_seconds": job.ttl_seconds,
-        }
+        } | ({} if job.duplicates is None else {"duplicates": job.duplicates})
         fields = [part for pair in record.items() for part in pair]
         home, fallback = (beside(job.queue, HOME), beside(job.queue, FALLBACK)) if job.moves else ("", "")
         by_setting = limits.by_setting(max_waiting_inputs)
         head = (job.id, job.tenant, job.queue, job.lane.value, job.inputs, job.shards, json.dumps(by_setting))
         outcome, *found = self._run(
-            "submit", *head, job.idempotency_key, job.body_digest, home, fallback, job.notify, *fields, *_blocks(rest)
+            "submit",
+            *head,
+            job.idempotency_key,
+            job.body_digest,
+            home,
+            fallback,
+            job.notify,
+            len(fields),
+            *fields,
+            *_blocks(rest),
         )
         match _text(outcome):
             case "accepted":
@@ -649,7 +660,7 @@ class Ledger:
         return self._store(queue, finished, (device, engine, dtype, revision, parity))
 
     def _store(self, queue: str, finished: Sequence[Committed], facts: Facts) -> list[bool]:
-        return self._commit(queue, finished, [pack_result(item.result) for item in finished], facts)
+        return self._commit(queue, finished, [_packed(item) for item in finished], facts)
 
     @_translated
     def _commit(self, queue: str, finished: Sequence[Committed], blocks: Sequence[bytes], facts: Facts) -> list[bool]:
@@ -766,6 +777,11 @@ def _worker(report: bytes) -> Worker:
 
 def _blocks(shards: Iterable[Shard]) -> list[Any]:
     return [part for shard in shards for part in (str(shard.span), pack_inputs(shard.inputs))]
+
+
+def _packed(item: Committed) -> bytes:
+    """The block to store: nothing for a shard of a dry run, of which only the counts are kept."""
+    return b"" if item.shard.options.dry_run else pack_result(item.result)
 
 
 def _name(shard: ClaimedShard) -> list[Any]:

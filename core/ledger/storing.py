@@ -9,10 +9,10 @@ from contextlib import suppress
 
 import redis
 
-from core.blocks import Reference, ResultBlock, pack_reference, pack_result, unpack_result
+from core.blocks import Reference, ResultBlock, pack_reference, unpack_result
 from core.config import Settings
 from core.errors import ResultLost, ResultStoreUnavailable
-from core.ledger.ledger import Committed, Facts, Ledger, _milliseconds, _name, _text, _translated, connect, job_not_found
+from core.ledger.ledger import Committed, Facts, Ledger, _milliseconds, _name, _packed, _text, _translated, connect, job_not_found
 from core.result_store import ResultStore, new_key
 
 
@@ -40,8 +40,8 @@ class StoringLedger(Ledger):
 
     def _store(self, queue: str, finished: Sequence[Committed], facts: Facts) -> list[bool]:
         """When the store fails nothing is committed, and the caller still holds the shards."""
-        blocks = [pack_result(item.result) for item in finished]
-        large = [n for n, block in enumerate(blocks) if len(block) >= self._min_bytes]
+        blocks = [_packed(item) for item in finished]
+        large = [n for n, block in enumerate(blocks) if block and len(block) >= self._min_bytes]
         held = self._announce(queue, [finished[n] for n in large])
         objects = {n: new_key(*_name(finished[n].shard)) for n, mine in zip(large, held, strict=True) if mine}
         self.store.put_all({key: blocks[n] for n, key in objects.items()})

@@ -1,11 +1,11 @@
 -- Accept a staged job, in one step and in constant time however many shards it has. If a batch is staged with it, it is one.
 -- ARGV: id, tenant, queue, lane, inputs, shards, limits (JSON: setting -> number), idempotency key or '', body digest, home and
---       fallback ('' unless the job may move), who is told of its end (JSON, see `notify`, or ''), four fields of the job's record
---       with their names, then the shards that are not staged: shard, input block, …
+--       fallback ('' unless the job may move), who is told of its end (JSON, see `notify`, or ''), how many arguments follow that are
+--       fields of the job's record with their names, these, then the shards that are not staged: shard, input block, …
 -- Returns {'accepted', wake} | {'exists', id, digest} | {'full', …} as `broken_limit` | {'limited', ms to wait}
 --       | {'lost', shards found}
-local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback, told = unpack(ARGV, 1, 12)
-local FIELDS, SHARDS = 13, 21
+local id, tenant, queue, lane, inputs, shards, limits, idempotency, digest, home, fallback, told, record = unpack(ARGV, 1, 13)
+local FIELDS, SHARDS = 14, 14 + record
 local job = key('job', id)
 
 if redis.call('EXISTS', job) == 1 then return {'accepted', 0} end -- a repeat of this very call

@@ -77,6 +77,14 @@ def test_options_reach_the_job(client: Client) -> None:
     assert client.result(job).vectors.shape == (1, 4)
 
 
+def test_dry_run_gives_figures_and_no_vectors(client: Client) -> None:
+    found = client.dry_run(["one", "one", "two words", "word " * 300], truncate="chunk", timeout_seconds=60)
+    assert (found["inputs"], found["tokens"], found["over_long"], found["duplicates"]) == (4, 3 + 3 + 4 + 304, 1, 1)
+    (job,) = zip(client.jobs(), range(1), strict=False)
+    with pytest.raises(RequestRefused, match="dry run"):
+        client.result(job[0])
+
+
 def test_result_tells_ids_failures_and_cut_texts(client: Client) -> None:
     inputs = [{"id": "a", "text": "one"}, TOO_LONG, {"id": "b", "text": "two"}]
     found = client.result(client.submit(inputs, truncate="error"))

@@ -65,6 +65,19 @@ def left(folder: Path) -> set[str]:
 # Files in and out -----------------------------------------------------------------------------------------------------
 
 
+def test_dry_run_says_what_it_would_be_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ["one", "two words", "one", TOO_LONG])
+    done = run("embed", "a.jsonl", "-o", "a.npy", "--truncate", "chunk", "--chunk-overlap", "10", "--dry-run")
+    assert done.code == 0, done.told
+    figures = dict(line.split(maxsplit=1) for line in done.out.splitlines())
+    time = figures.pop("time")
+    assert figures == {"texts": "4", "tokens": "324", "over-long": "1", "duplicates": "1", "vectors": "128 bytes"}
+    assert time.startswith(("about ", "unknown: no worker"))
+    assert left(tmp_path) == {"a.jsonl"}
+    refused = run("embed", "a.jsonl", "-o", "a.npy", "--truncate", "error", "--dry-run")
+    assert "would fail  1: the text has more tokens" in refused.out
+
+
 def test_csv_becomes_parquet(run: Run, tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("key", "body"), *((f"k{n}", f"text\n{n}") for n in range(100))])

@@ -35,7 +35,7 @@ def before_call(_context: Any, case: Any, _options: Any) -> None:
     if is_long(query.get("wait")):
         query["wait"] = LONGEST_WAIT  # each wait would hold up the run
     if case.operation.label == "POST /v1/jobs" and case.media_type == "application/json":
-        for name in set(query) - {"wait"}:  # only a stream has its options there, which a description cannot say
+        for name in set(query) - {"wait", "dry_run"}:  # only a stream has its options there, which a description cannot say
             del query[name]
     parameters = case.path_parameters or {}
     if case.operation.label.endswith("/events"):  # only those that end

@@ -12,7 +12,7 @@ from core.config import Settings
 from core.errors import DeviceLost, LedgerUnavailable, OutOfMemory
 from core.jobs import JobStatus, Lane
 from core.ledger import Ledger
-from tests.fakes import MAX_TOKENS, FakeEngine
+from tests.fakes import DIMENSIONS, MAX_TOKENS, SPECIAL_TOKENS, FakeEngine, vector_of
 from tests.integration.test_worker import assert_every_vector, submit
 from tests.processes import wait_for
 from worker.drain import Drain
@@ -260,3 +260,74 @@ def test_figures_tell_of_the_last_batch(ledger: Ledger) -> None:
     last = figures["last_batch"]
     assert (last["inputs"], last["tokens"], last["padding_share"]) == (2, 10, 0.1667)
     assert last["seconds"] >= 0
+
+
+def chunked_vector(text: str, overlap: int = 0) -> np.ndarray:
+    """What a chunked text's vector is to be, from its words by hand: float32, (DIMENSIONS,)."""
+    words, room = text.split(), MAX_TOKENS - SPECIAL_TOKENS
+    if len(words) <= room:
+        return vector_of(text)
+    starts = [first for first in range(0, len(words), room - overlap) if first == 0 or first + overlap < len(words)]
+    chunks = [words[first : first + room] for first in starts]
+    mean = sum(len(chunk) * vector_of(" ".join(chunk)).astype(np.float64) for chunk in chunks)
+    return mean / np.linalg.norm(mean)
+
+
+def long_text(name: str, words: int) -> str:
+    return " ".join([name, *(f"w{n}" for n in range(words - 1))])
+
+
+@pytest.mark.parametrize("overlap", [0, 20])
+@pytest.mark.parametrize("memory_tokens", [10**9, 300], ids=["enough memory", "little memory"])
+def test_chunks_of_long_texts_become_one_vector_each(ledger: Ledger, overlap: int, memory_tokens: int) -> None:
+    texts = ["short", long_text("long", 255), long_text("longer", 508), long_text("longest", 1000), *TEXTS[:20]]
+    submit(ledger, texts, truncate="chunk", chunk_overlap=overlap)
+    engine = Device(batch_size=4, memory_tokens=memory_tokens)
+    drained = drain(engine, ledger)
+    assert (drained.figures()["out_of_memory"] > 0) == (memory_tokens == 300)
+    blocks = [ledger.result("job", span) for span in ledger.finished("job")]
+    vectors = np.concatenate([np.frombuffer(block.vectors, dtype="<f4").reshape(-1, DIMENSIONS) for block in blocks])
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_allclose(vector, chunked_vector(text, overlap), atol=1e-6)
+    assert blocks[0].chunks == ({1: 2, 2: 2, 3: 4} if overlap == 0 else {1: 2, 2: 3, 3: 5})
+    assert (blocks[0].tokens[1], ledger.get("job", "default").truncated) == (255 + overlap + 2 * SPECIAL_TOKENS, 0)
+
+
+def test_text_fails_as_a_whole_and_alone_when_a_chunk_fails(ledger: Ledger) -> None:
+    bad = long_text("good", MAX_TOKENS - SPECIAL_TOKENS) + " RAISE " + long_text("good", 600)
+    texts = [*TEXTS[:10], bad, *TEXTS[10:20]]
+    submit(ledger, texts, truncate="chunk")
+    drain(Device(batch_size=4), ledger)
+    job = ledger.get("job", "default")
+    assert [(error.index, error.code) for error in job.errors] == [(10, "embedding_failed")]
+    assert (job.counts.done, job.counts.failed) == (20, 1)
+    assert_every_vector(ledger, "job", texts, but=frozenset({10}))
+
+
+def test_start_keeps_the_end_of_a_text(ledger: Ledger) -> None:
+    text = long_text("long", 400)
+    submit(ledger, [text, "short"], truncate="start", prompt_name="query")
+    drain(Device(), ledger)
+    kept = " ".join(text.split()[-(MAX_TOKENS - SPECIAL_TOKENS - 1) :])
+    assert_every_vector(ledger, "job", [f"query: {kept}", "query: short"])
+    block = ledger.result("job", ledger.finished("job")[0])
+    assert (block.truncated, block.chunks, block.tokens) == ({0}, {}, (MAX_TOKENS, 4))
+
+
+def test_overlap_that_leaves_too_little_room_fails_the_long_text_alone(ledger: Ledger) -> None:
+    submit(ledger, ["short", long_text("long", 400)], truncate="chunk", chunk_overlap=128)
+    drain(Device(), ledger)
+    job = ledger.get("job", "default")
+    assert (job.counts.done, job.errors[0].index, job.errors[0].code) == (1, 1, "no_room_for_text")
+
+
+def test_worker_that_stops_between_chunks_gives_the_text_back(ledger: Ledger) -> None:
+    text = long_text("long", 2000)
+    submit(ledger, [text], truncate="chunk")
+    engine = Device(ahead=0)
+    drain(engine, ledger, stopping=lambda: len(engine.started) >= 3)
+    assert (len(engine.started), ledger.finished("job")) == (3, [])
+    drain(Device(), ledger)
+    block = ledger.result("job", ledger.finished("job")[0])
+    np.testing.assert_allclose(np.frombuffer(block.vectors, dtype="<f4"), chunked_vector(text), atol=1e-6)
+    assert ledger.get("job", "default").counts.done == 1

@@ -71,10 +71,10 @@ def test_blocks_say_where_their_inputs_begin() -> None:
 
 
 def test_options_of_the_lines_are_those_of_the_job() -> None:
-    _, _, reader = read(line("a", dimensions=4, prompt_name="query", truncate="error"))
+    _, _, reader = read(line("a", dimensions=4, prompt_name="query", truncate="chunk", chunk_overlap=8))
     assert reader.request is not None
     options = reader.request.job_options
-    assert (options.dimensions, options.prompt_name, options.truncate) == (4, "query", "error")
+    assert (options.dimensions, options.prompt_name, options.truncate, options.chunk_overlap) == (4, "query", "chunk", 8)
 
 
 WRONG: dict[str, tuple[Any, str, str | None]] = {

@@ -37,6 +37,7 @@ def results(draw: st.DrawFn) -> ResultBlock:
         truncated=frozenset(draw(st.sets(positions))),
         errors=draw(st.dictionaries(positions, errors)),
         ids=draw(st.none() | st.tuples(*[ids] * count)),
+        chunks=draw(st.dictionaries(positions, st.integers(2, 10**6))),
     )
 
 
@@ -48,6 +49,11 @@ def test_inputs_read_back(inputs: list[Input]) -> None:
 @given(results())
 def test_results_read_back_to_the_bit(result: ResultBlock) -> None:
     assert unpack_result(pack_result(result)) == result
+
+
+def test_block_without_chunks_is_as_it_was_before_there_were_any() -> None:
+    packed = pack_result(ResultBlock(dimensions=1, vectors=bytes(4), tokens=(4,)))
+    assert set(msgpack.unpackb(packed)) == {"v", "dimensions", "vectors", "tokens", "truncated", "errors", "ids"}
 
 
 def test_ids_take_no_room_where_there_are_none() -> None:

@@ -82,13 +82,28 @@ def test_every_status_is_among_those() -> None:
         normalize=st.booleans(),
         dimensions=st.none() | st.integers(1, 4096),
         prompt_name=st.none() | st.text(),
-        truncate=st.sampled_from(["end", "error"]),
+        truncate=st.sampled_from(["end", "start", "error", "chunk"]),
+        chunk_overlap=st.integers(0, 2),
     )
 )
 def test_options_read_back_and_equal_options_are_written_alike(options: JobOptions) -> None:
     text = options.to_json()
     assert JobOptions.from_json(text) == JobOptions.from_json(text.encode()) == options
     assert json.dumps(json.loads(text), sort_keys=True) == text
+
+
+@pytest.mark.parametrize("truncate", ["end", "error"])
+def test_options_that_older_workers_know_are_written_as_ever(truncate: str) -> None:
+    told = json.loads(JobOptions(truncate=truncate).to_json())
+    assert told == {"normalize": True, "dimensions": None, "prompt_name": None, "truncate": truncate}
+
+
+@pytest.mark.parametrize("truncate", ["start", "chunk"])
+def test_options_that_older_workers_would_misread_are_refused_by_them(truncate: str) -> None:
+    told = json.loads(JobOptions(truncate=truncate).to_json())
+    assert told.pop("v") == 2, "a key that their JobOptions does not have"
+    with pytest.raises(ValueError, match="newer version"):
+        JobOptions.from_json(json.dumps(told | {"v": 3}))
 
 
 @pytest.mark.parametrize("value", [Counts(1), InputError(0, "c", "m"), JobOptions(), Job.from_record("j", QUEUED)])

@@ -41,15 +41,25 @@ def test_options_given_are_taken_as_they_are() -> None:
         "normalize": False,
         "dimensions": 64,
         "prompt_name": "query",
-        "truncate": "error",
+        "truncate": "chunk",
+        "chunk_overlap": 16,
         "priority": "interactive",
         "metadata": {"a": [1, {"b": None}]},
         "ttl_seconds": 500,
     }
     request = schemas.read_options(sent, SETTINGS)
     assert request.model_dump() == sent
-    assert request.job_options == JobOptions(normalize=False, dimensions=64, prompt_name="query", truncate="error")
+    options = JobOptions(normalize=False, dimensions=64, prompt_name="query", truncate="chunk", chunk_overlap=16)
+    assert request.job_options == options
     assert sorted(sent) == sorted(schemas.OPTIONS), "every option is tried here"
+
+
+def test_whole_number_may_be_written_with_a_point() -> None:
+    assert schemas.read_options({"dimensions": 8.0}, SETTINGS).dimensions == 8
+
+
+def test_overlap_counts_with_chunks_only() -> None:
+    assert schemas.read_options({"truncate": "start", "chunk_overlap": 8}, SETTINGS).job_options.chunk_overlap == 0
 
 
 @pytest.mark.parametrize("name", ["model", "dimensions", "prompt_name", "metadata", "ttl_seconds"])

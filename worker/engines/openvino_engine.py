@@ -123,6 +123,11 @@ class OpenVinoEngine(Engine):
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         return self._model.tokenize(texts, prompt_name)
 
+    def chunks(
+        self, texts: Sequence[str], prompt_name: str | None, *, overlap: int = 0, only_last: bool = False
+    ) -> list[list[Tokens]]:
+        return self._model.chunks(texts, prompt_name, overlap=overlap, only_last=only_last)
+
     def embed(self, batch: Sequence[Tokens]) -> np.ndarray[Any, np.dtype[np.float32]]:
         features = self._model.pad(batch)
         features["pooled_mask"] = features["attention_mask"]

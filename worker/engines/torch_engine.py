@@ -68,6 +68,11 @@ class TorchEngine(Engine):
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         return self.model.tokenize(texts, prompt_name)
 
+    def chunks(
+        self, texts: Sequence[str], prompt_name: str | None, *, overlap: int = 0, only_last: bool = False
+    ) -> list[list[Tokens]]:
+        return self.model.chunks(texts, prompt_name, overlap=overlap, only_last=only_last)
+
     def embed(self, batch: Sequence[Tokens]) -> Vectors:
         return self.start(batch)()
 

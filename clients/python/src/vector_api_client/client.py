@@ -105,6 +105,18 @@ class Client:
             )
         return Job.from_record(record)
 
+    def dry_run(
+        self, inputs: Iterable[Input] | Inputs, *, timeout_seconds: float | None = None, **options: Any
+    ) -> Mapping[str, Any]:
+        """What a job of these inputs would be: `tokens`, `over_long`, `duplicates`, `bytes`, `seconds`; None is not known.
+
+        No vectors are computed. `options` are those of `submit`.
+        """
+        deadline = Deadline(timeout_seconds)
+        job = self.submit(inputs, timeout_seconds=timeout_seconds, dry_run=True, **options)
+        ended = self.wait(job, timeout_seconds=None if timeout_seconds is None else max(0.001, deadline.left()))
+        return ended.dry_run or {}
+
     def show(self, job: Job | str, *, wait_seconds: float = 0) -> Job:
         """The job as it is now, or as it is when it ends within `wait_seconds` (30 at most)."""
         return self._show(job, wait_seconds, Deadline())

@@ -53,6 +53,8 @@ class Job:
     ended_at: float | None = None
     expires_at: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: Mapping[str, Any] | None = None
+    """The figures of a dry run: `inputs`, `tokens`, `over_long`, `duplicates`, `bytes`, `seconds`, `backlog_seconds`."""
     errors: tuple[InputError, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """All that the service said of it."""
@@ -86,6 +88,7 @@ class Job:
             ended_at=record.get("ended_at"),
             expires_at=record.get("expires_at"),
             metadata=record.get("metadata") or {},
+            dry_run=record.get("dry_run"),
             errors=tuple(InputError.from_record(error, -1) for error in record.get("errors") or ()),
             record=record,
         )

@@ -16,6 +16,7 @@ from vector_api_client.cli.keys import make_key
 from vector_api_client.cli.order import Order
 from vector_api_client.cli.readers import FORMATS as INPUT_FORMATS
 from vector_api_client.cli.readers import BadFile, Columns
+from vector_api_client.cli.rehearsal import rehearse
 from vector_api_client.cli.screen import Screen
 from vector_api_client.client import DEFAULT_URL, Client
 from vector_api_client.errors import BacklogFull, BadInput, BadSetting, NotFound, Unauthorized, Unavailable, VectorApiError
@@ -116,7 +117,13 @@ def embed_command(
     model: Annotated[str | None, typer.Option(help="A model of `vector-api models`.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Keep the first so many numbers of each vector.", min=1)] = None,
     prompt_name: Annotated[str | None, typer.Option(help="Prompt of the model to put before each text, such as query.")] = None,
-    truncate: Annotated[str | None, typer.Option(help="A text beyond the model's maximum: end (cut it) or error.")] = None,
+    truncate: Annotated[
+        str | None, typer.Option(help="A text beyond the model's maximum: cut its end or start, chunk (embed all), or error.")
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None, typer.Option(help="With --truncate chunk: tokens that two chunks have in common.", min=0)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say tokens, duplicates, size and time, and write nothing.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Send, print the job's id, and end.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad lines without a vector.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew, whatever an earlier run left.")] = False,
@@ -133,6 +140,7 @@ def embed_command(
         "dimensions": dimensions,
         "prompt_name": prompt_name,
         "truncate": truncate,
+        "chunk_overlap": chunk_overlap,
     }
     order = Order(
         file=file,
@@ -147,7 +155,7 @@ def embed_command(
     screen = Screen()
     with _client(url) as quick, _client(url, retry_seconds=LONG_RETRY_SECONDS, screen=screen) as patient:
         try:
-            code = embed(order, quick, patient, screen)
+            code = rehearse(order, quick, patient, screen) if dry_run else embed(order, quick, patient, screen)
         except KeyboardInterrupt:
             code = INTERRUPTED
     raise typer.Exit(code)

@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vector_api_client.cli.following import DONE, Follower, counted, gone
 from vector_api_client.cli.order import Order
@@ -96,11 +96,11 @@ def _job(order: Order, state: State, source: Source, client: Client, screen: Scr
     state.save(order.state_file)
     try:
         with screen.stage("sending", source.inputs.size_bytes, unit="bytes") as stage:
-            job = _send(order, state, source, client, stage)
+            job = send(source, client, stage, idempotency_key=state.idempotency_key, **order.options)
     except Refused as error:
         if 400 <= error.status < 500:  # else the job may have been accepted all the same, and its key must not be lost
             order.state_file.unlink()
-        raise _at_its_line(error, order, source) from None
+        raise at_its_line(error, order, source) from None
     except KeyboardInterrupt:
         screen.warn("\ninterrupted while the file was sent. The same command sends it again, and makes one job in any case.")
         raise
@@ -111,17 +111,17 @@ def _job(order: Order, state: State, source: Source, client: Client, screen: Scr
     return job
 
 
-def _send(order: Order, state: State, source: Source, client: Client, stage: Stage) -> Job:
+def send(source: Source, client: Client, stage: Stage, **options: Any) -> Job:
+    """The job of a file. `options` are those of `Client.submit`."""
     size_bytes = source.inputs.size_bytes
     return client.submit(
         source.inputs,
-        idempotency_key=state.idempotency_key,
         on_sent=lambda size: stage.set(min(size_bytes, stage.done % size_bytes + size)),  # from 0 again when it is repeated
-        **order.options,
+        **options,
     )
 
 
-def _at_its_line(error: Refused, order: Order, source: Source) -> VectorApiError:
+def at_its_line(error: Refused, order: Order, source: Source) -> VectorApiError:
     """The service counts the lines it was sent; say which line of the file it means."""
     found = re.fullmatch(r"line (\d+)", error.param or "")
     if found is None:

@@ -142,7 +142,7 @@ class Follower:
         screen.say(f"{counted(vectors, 'vector')}{size} in {order.output}{rate}")
         if state.truncated:
             screen.warn(
-                f"{counted(state.truncated, 'text')} longer than the model takes, and cut; --truncate error would refuse them"
+                f"{counted(state.truncated, 'text')} longer than the model takes, and cut; --truncate chunk embeds all of them"
             )
         if state.cancelled:
             screen.warn(f"the job was cancelled before it came to {counted(state.cancelled, 'text')}")
