@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
         answered=AnsweredJobs(ledger),
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
+        measuring=Places(1, "lists of files that have to measure some"),
         files=Files(ledger),
         batches=Batches(ledger),
         webhooks=senders,

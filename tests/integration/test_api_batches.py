@@ -206,6 +206,17 @@ def test_form_that_ends_in_the_middle_is_refused(api: httpx.Client, api_stack: S
     assert keys(api_stack) == set()
 
 
+def test_list_of_files_measures_what_it_shows_and_no_more(api: httpx.Client, api_stack: Stack, driver: Driver) -> None:
+    batches = [batch_of(api)["id"] for _ in range(3)]
+    driver.work_all()
+    page = api.get("/v1/files?purpose=batch_output&limit=1").json()
+    assert page["has_more"] is True
+    assert page["data"][0]["bytes"] == len(api.get(f"/v1/files/{page['data'][0]['id']}/content").content)
+    with redis.Redis.from_url(api_stack.redis_url) as server:
+        records = [server.hgetall(f"vector-api:batch:{name.replace('batch', 'job')}") for name in batches]
+    assert sum(b"sizes:output" in record for record in records) == 1
+
+
 def test_files_beyond_the_room_are_refused_until_some_are_deleted(api: httpx.Client) -> None:
     first = send(api, b"x" * 3 * MIB).json()["id"]
     answer = send(api, b"x" * 2 * MIB)
