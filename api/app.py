@@ -49,7 +49,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         models=served,
         workers=LiveWorkers(ledger),
         wakes=Wakes(lambda queue: send_embed_pending(sender, queue)),
-        ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads * 3 // 4)),
+        ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads // 2), most_streams=max(1, settings.api_threads // 4)),
         answered=AnsweredJobs(ledger),
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
         measuring=Places(1, "lists of files that have to measure some"),

@@ -169,7 +169,7 @@ class Settings:
     api_port: int = _setting(8000, _whole(1, 65535))
     """Port the API listens on."""
     api_threads: int = _setting(64, _whole(1, 1024))
-    """Requests answered at the same time; a request that waits for its job holds one."""
+    """Requests answered at the same time; half of them may wait for their jobs, a quarter may be streams of events."""
     embeddings_wait_seconds: float = _setting(55.0, _number(0.1, 3600))
     """How long a `POST /v1/embeddings` waits for its vectors; proxies often cut a request at 60 s."""
     token_encoding: str | None = _setting(None, _optional(_text))

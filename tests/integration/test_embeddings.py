@@ -31,8 +31,8 @@ KEYS = {"alice": "va_alice", "bob": "va_bob", "carol": "va_carol"}
 LONG = "word " * (MAX_TOKENS + 50)
 
 API = {"API_THREADS": "8", "TOKEN_ENCODING": "utf8_bytes", "PYTHONPATH": str(ROOT / "tests" / "encodings")}
-PLACES = 6
-"""Requests that may wait for their vectors: three quarters of the threads."""
+PLACES = 4
+"""Requests that may wait for their vectors: half of the threads."""
 
 HASTY = {"EMBEDDINGS_WAIT_SECONDS": "1", "MAX_TENANT_INPUTS_PER_MINUTE": "60", "MAX_BODY_BYTES": "4000"}
 
