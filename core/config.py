@@ -222,7 +222,7 @@ class Settings:
     """Inputs in one NDJSON request."""
     max_input_characters: int = _setting(200_000, _whole(1))
     """Characters of one input."""
-    max_body_bytes: int = _setting(32 * 2**20, _whole(1024))
+    max_body_bytes: int = _setting(8 * 2**20, _whole(1024))
     """Bytes of one JSON request."""
     max_stream_bytes: int = _setting(8 * 2**30, _whole(1024))
     """Bytes of one NDJSON request."""
