@@ -240,8 +240,8 @@ class Settings:
     """Inputs one tenant may submit; above it 429. A larger job is taken when nothing was sent for a while. Empty: no limit."""
     max_file_bytes: int = _setting(200 * 2**20, _whole(1024))
     """Bytes of one file for a batch."""
-    max_files_bytes: int = _setting(2 * 2**30, _whole(1024))
-    """Bytes of all files that were sent and not yet deleted; they lie in Redis. Above it the API answers 429."""
+    max_files_bytes: int = _setting(512 * 2**20, _whole(1024))
+    """Bytes of all files that were sent and are kept, and 4 KiB for each; they lie in Redis. Above it the API answers 429."""
     max_tenant_files_bytes: int | None = _setting(None, _optional(_whole(1024)))
     """The same for the files of one tenant. Empty: no limit of its own."""
     max_batch_inputs: int = _setting(50_000, _whole(1))

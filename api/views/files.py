@@ -20,7 +20,7 @@ from api.queries import Query
 from api.records import DeletedFile, FileList, FileRecord
 from api.results import started
 from api.services import services, tenant_of
-from api.uploads import FRAME_BYTES, LEAST_TTL_SECONDS, PURPOSE, Upload
+from api.uploads import FRAME_BYTES, LEAST_TTL_SECONDS, PURPOSE, Upload, limit_of
 from core.errors import (
     BatchNotFound,
     FileNotFound,
@@ -77,7 +77,8 @@ def create() -> Response:
         if request.mimetype != MULTIPART or not boundary:
             raise UnsupportedMediaType(f"Content-Type must be {MULTIPART} with a boundary, got {request.mimetype[:64] or 'none'}")
         found = services()
-        body = Body(request, limit_bytes=found.settings.max_file_bytes + FRAME_BYTES, setting="MAX_FILE_BYTES")
+        limit_bytes, setting = limit_of(found.settings)
+        body = Body(request, limit_bytes=limit_bytes + FRAME_BYTES, setting=setting)
         file = Upload(found.files, tenant_of(request), found.settings).take(body, boundary.encode(errors="replace"))
     return json_answer(file_record(file))
 
