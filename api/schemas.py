@@ -46,7 +46,7 @@ class JobRequest(BaseModel):
     queue: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto` is gpu while a gpu worker lives, as far as `GPU_SHARE` allows, else cpu."""
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """One of the models that are served, by its name or alias; the first of them when left out."""
+    """One of the models that are served, by its name or alias; that of `MODEL_NAME` when left out."""
     normalize: bool = True
     """Scale vectors to length 1."""
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
