@@ -124,13 +124,6 @@ class BatchFile:
         self.created_at = batch.job.ended_at or 0.0
         self.expires_at = batch.job.expires_at or 0.0
 
-    def measure(self) -> int:
-        """How long it is. At first it is made to know that, and what was found is kept."""
-        if not self._sizes:
-            for _ in self.read():
-                pass
-        return sum(self._sizes)
-
     @property
     def known_bytes(self) -> int | None:
         """How long it is, if that is known already."""

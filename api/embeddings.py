@@ -9,7 +9,19 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from api.results import PIECE_FLOATS, Embedding, Part
-from api.schemas import MISSING, WORD, JobRequest, Text, explain, kind_of, parse_json, read_input, read_options, unknown_keys
+from api.schemas import (
+    MISSING,
+    MOST_VALUES,
+    WORD,
+    JobRequest,
+    Text,
+    explain,
+    kind_of,
+    parse_json,
+    read_input,
+    read_options,
+    unknown_keys,
+)
 from api.token_ids import decode
 from core.config import Settings
 from core.errors import InputFailed, InvalidRequest, VectorApiError
@@ -19,6 +31,9 @@ from core.sharding import Input
 
 MOST_INPUTS = 2048
 """As with OpenAI."""
+
+MOST_TOKEN_IDS = 300_000
+"""In one request, as with OpenAI."""
 
 JOB_OPTIONS = ("model", "dimensions", "prompt_name", "truncate", "chunk_overlap", "queue")
 """What is the same in a job; the last four are not OpenAI's."""
@@ -95,7 +110,7 @@ def read_embeddings(raw: bytes, settings: Settings, models: Models, *, repeatabl
         InvalidRequest: no JSON, an unknown key, a wrong type, a value out of its limits.
         ModelNotFound: no such model is served.
     """
-    body = parse_json(raw)
+    body = parse_json(raw, most=MOST_VALUES + MOST_INPUTS + MOST_TOKEN_IDS)
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be an object with the key input, got {kind_of(body)}")
     values = {name: value for name, value in body.items() if value is not None}
@@ -129,6 +144,7 @@ def read_input_field(value: Any, settings: Settings, encoding: str | None) -> li
     Raises:
         InvalidRequest: anything else, an empty text, one that is too long, token ids that cannot be decoded.
     """
+    _require_few_ids(value)
     if is_single(value):
         return [_read_text(value, "input", settings, encoding)]
     if not isinstance(value, list):
@@ -142,10 +158,21 @@ def read_input_field(value: Any, settings: Settings, encoding: str | None) -> li
     return [_read_text(item, f"input[{index}]", settings, encoding) for index, item in enumerate(value)]
 
 
+def _require_few_ids(value: Any) -> None:
+    """Raises InvalidRequest for more token ids together than a request may have."""
+    lists = [value] if is_single(value) else value if isinstance(value, list) else []
+    count = sum(len(item) for item in lists if isinstance(item, list))
+    if count > MOST_TOKEN_IDS:
+        raise InvalidRequest(f"input has {count} token ids, the limit of a request is {MOST_TOKEN_IDS}", param="input")
+
+
 def _read_text(value: Any, name: str, settings: Settings, encoding: str | None) -> Input:
     if isinstance(value, list) and value:
         if not all(type(number) is int for number in value):
             raise InvalidRequest(f"{name} is a list, but not of whole numbers: token ids were expected", param=name)
+        if len(value) > settings.max_input_characters:
+            limit = f"the limit is {settings.max_input_characters} (MAX_INPUT_CHARACTERS)"
+            raise InvalidRequest(f"{name} has {len(value)} token ids, {limit}", param=name)
         value = decode(encoding, value, name)
     elif not isinstance(value, str | list):
         raise InvalidRequest(f"{name} must be a string or a list of token ids, got {kind_of(value)}", param=name)

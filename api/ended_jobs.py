@@ -26,12 +26,13 @@ class EndedJobs:
     so a job that ends in between is seen; a message that gets lost costs at most `CHECK_SECONDS`.
     """
 
-    def __init__(self, ledger: Ledger, *, most_waiting: int) -> None:
+    def __init__(self, ledger: Ledger, *, most_waiting: int, most_streams: int = 1) -> None:
         self._ledger = ledger
         self._events: defaultdict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._places = Places(most_waiting, "requests that wait for a job or follow it")
+        self._places = Places(most_waiting, "requests that wait for a job")
+        self._streams = Places(most_streams, "streams of events")
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the process is about to stop; waiters then give up, so that stopping takes no 30 s."""
 
@@ -60,12 +61,20 @@ class EndedJobs:
                     return
 
     def require_place(self) -> ExitStack:
-        """A place among those who wait, for a request that must: it takes one before it submits its job, or follows one.
+        """A place among those who wait, for a request that must: it takes one before it submits its job.
 
         Raises:
             PlacesFull: `most_waiting` requests wait already.
         """
         return self._places.require()
+
+    def require_stream(self) -> ExitStack:
+        """A place for a request that follows its job. It is no waiter's: a stream lasts as long as its client likes.
+
+        Raises:
+            PlacesFull: `most_streams` requests follow a job already.
+        """
+        return self._streams.require()
 
     def ticks(self, job_id: str) -> Iterator[None]:
         """Comes at once, each `CHECK_SECONDS`, and as soon as the job ends; no more when the process is about to stop."""

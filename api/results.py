@@ -14,7 +14,7 @@ import orjson
 from api.dtypes import FLOAT32, Array, Dtype, vectors_of
 from api.schemas import job_record
 from core.blocks import ResultBlock
-from core.errors import InvalidRequest, JobNotReady
+from core.errors import InvalidRequest, JobNotFound, JobNotReady
 from core.jobs import Job
 from core.ledger import Ledger
 from core.sharding import Span, covering
@@ -71,7 +71,7 @@ def find_page(ledger: Ledger, job_id: str, tenant: str, *, offset: int, limit: i
 
     Raises:
         InvalidRequest: the offset lies beyond the job's end, or it is a dry run.
-        JobNotFound: no such job.
+        JobNotFound: no such job, or its vectors were deleted with the files of its batch.
     """
     job = ledger.get(job_id, tenant)
     if job.options.dry_run:
@@ -85,6 +85,9 @@ def find_page(ledger: Ledger, job_id: str, tenant: str, *, offset: int, limit: i
     missing = total - sum(span.count for span in spans)
     if (missing == 0) != job.status.ended:
         job = ledger.get(job_id, tenant)  # it ended between the two reads, or is gone
+    counts = job.counts
+    if job.status.ended and not spans and counts.done + counts.failed and not (spans := ledger.finished(job_id)):
+        raise JobNotFound("the vectors of this job were deleted with the files of its batch", param="id", code="vectors_deleted")
     found = covering(spans, offset, total)
     ready = found[-1].end if found else offset
     end = ready if limit is None else min(ready, offset + limit)

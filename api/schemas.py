@@ -29,6 +29,12 @@ INPUT_KEYS = ("id", "text")
 MISSING: Final = object()
 """Stands for inputs that were not sent."""
 
+UNCOUNTED_BYTES = 65_536
+"""A JSON text up to this size is parsed as it is: whatever is in it takes some 2 MB."""
+
+MOST_VALUES = MOST_METADATA_BYTES + 4096
+"""Values in a JSON text with few of them: a line with its inputs, or a body with nothing large but metadata."""
+
 WORD = re.compile(r"[\w.:/+-]{1,32}")
 """What may be shown of a string that was sent: a word such as a mistyped option, not a text."""
 
@@ -53,7 +59,7 @@ class JobRequest(BaseModel):
     queue: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto` is gpu while a gpu worker lives, as far as `GPU_SHARE` allows, else cpu."""
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
-    """Must be the model that is served."""
+    """One of the models that are served, by its name or alias; that of `MODEL_NAME` when left out."""
     normalize: bool = True
     """Scale vectors to length 1."""
     dimensions: Annotated[int, Field(ge=1, le=65_536), WHOLE] | None = None
@@ -211,24 +217,34 @@ def on_line(number: int, field: str) -> str:
     return f"line {number}" + (f": {field}" if field else "")
 
 
-def read_body(raw: bytes) -> dict[str, Any]:
-    """The object that a JSON body holds.
+def most_values(settings: Settings) -> int:
+    """More values than any JSON request for a job holds that could be accepted: an input is an object of two at most."""
+    return MOST_VALUES + 4 * settings.max_inputs
+
+
+def read_body(raw: bytes, most: int = MOST_VALUES) -> dict[str, Any]:
+    """The object that a JSON body of up to `most` values holds.
 
     Raises:
         InvalidRequest: it is no JSON, or no object.
     """
-    body = parse_json(raw)
+    body = parse_json(raw, most=most)
     if not isinstance(body, dict):
         raise InvalidRequest(f"the body must be an object with the key inputs, got {kind_of(body)}")
     return body
 
 
-def parse_json(raw: bytes, line: int | None = None) -> Any:
+def parse_json(raw: bytes, line: int | None = None, *, most: int = MOST_VALUES) -> Any:
     """The JSON value of a body, or of one line of it.
 
     Raises:
-        InvalidRequest: it is none; also for a lone surrogate, which is no character.
+        InvalidRequest: it is none, also for a lone surrogate, which is no character; or it holds more than `most` values. These
+            take up to thirty times their bytes, so that is found before it is parsed.
     """
+    if len(raw) > UNCOUNTED_BYTES and _has_more(raw, most):
+        name = "the body" if line is None else f"line {line}"
+        hint = "; larger jobs go to /v1/jobs as application/x-ndjson, one input a line" if line is None else ""
+        raise InvalidRequest(f"{name} holds more than {most} values{hint}", param=None if line is None else name)
     try:
         return orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -237,6 +253,17 @@ def parse_json(raw: bytes, line: int | None = None) -> Any:
         hint = " (a lone surrogate is no character)" if "surrogate" in error.msg else ""
         problem = f"is not valid JSON at {where}: {error.msg}{hint}" if raw.strip() else "is empty, JSON is expected"
         raise InvalidRequest(f"{name} {problem}", param=None if line is None else name) from None
+
+
+def _has_more(raw: bytes, most: int) -> bool:
+    """Whether a JSON text holds more than `most` values, without making any. What is no JSON may be counted wrongly."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") < most:
+        return False
+    bare = raw.replace(b"\\\\", b"").replace(b'\\"', b"")  # with the quotes only that open and close strings
+    if bare.count(b'"') > 4 * most:  # two of each value, and two of its key
+        return True
+    outside = b"".join(bare.split(b'"')[::2])
+    return outside.count(b",") + outside.count(b"[") + outside.count(b"{") >= most
 
 
 def read_inputs(value: Any, settings: Settings) -> list[Input]:

@@ -26,6 +26,7 @@ class Services:
     ended: EndedJobs
     answered: AnsweredJobs
     tables: Places
+    measuring: Places
     files: Files
     batches: Batches
     webhooks: Webhooks

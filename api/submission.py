@@ -16,7 +16,17 @@ from pydantic import Field
 
 from api.bodies import Body, lines
 from api.dry_run import LIFETIME_SECONDS, Duplicates
-from api.schemas import MISSING, MOST_ID_CHARACTERS, JobRequest, read_body, read_inputs, read_lines, read_options, shown
+from api.schemas import (
+    MISSING,
+    MOST_ID_CHARACTERS,
+    JobRequest,
+    most_values,
+    read_body,
+    read_inputs,
+    read_lines,
+    read_options,
+    shown,
+)
 from api.services import Services
 from core.config import Settings
 from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge
@@ -75,7 +85,7 @@ class Submission:
         settings = self.services.settings
         if repeated := self.find_repeated():
             return repeated
-        values = read_body(self.body.read())
+        values = read_body(self.body.read(), most_values(settings))
         given = values.pop("inputs", MISSING)
         request = read_options(values, settings)
         model = self.services.models.find(request.model)

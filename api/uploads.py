@@ -18,7 +18,7 @@ from api.queries import whole
 from api.schemas import WORD, shown
 from core.config import Settings
 from core.errors import FileNotFound, InvalidRequest, LedgerUnavailable, RequestTooLarge
-from core.ledger import PIECE_BYTES, File, Files
+from core.ledger import FILE_BYTES, PIECE_BYTES, File, Files
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,18 @@ LEAST_TTL_SECONDS = 3600
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
+def _limits_of_all(settings: Settings) -> dict[str, int]:
+    """Bytes of many files, by their settings."""
+    limits = {"MAX_FILES_BYTES": settings.max_files_bytes, "MAX_TENANT_FILES_BYTES": settings.max_tenant_files_bytes}
+    return {setting: limit for setting, limit in limits.items() if limit is not None}
+
+
+def limit_of(settings: Settings) -> tuple[int, str]:
+    """Most bytes of one file, and the setting at fault: one that is larger than all may be together never fits."""
+    alone = [(max(0, limit - FILE_BYTES), setting) for setting, limit in _limits_of_all(settings).items()]
+    return min([(settings.max_file_bytes, "MAX_FILE_BYTES"), *alone])
+
+
 class Upload:
     """A file that is on its way in."""
 
@@ -48,8 +60,7 @@ class Upload:
         self._held = bytearray()
         self._size_bytes = 0
         self._pieces = 0
-        limits = {"MAX_FILES_BYTES": settings.max_files_bytes, "MAX_TENANT_FILES_BYTES": settings.max_tenant_files_bytes}
-        self._limits = {setting: limit for setting, limit in limits.items() if limit is not None}
+        self._limits = _limits_of_all(settings)
 
     def take(self, body: Body, boundary: bytes) -> File:
         """Store the file of the body.
@@ -90,8 +101,9 @@ class Upload:
         elif event is not self._event:
             raise InvalidRequest("the field file is given more than once", param="file")
         self._size_bytes += len(data)
-        if self._size_bytes > self._settings.max_file_bytes:
-            limit = f"{self._settings.max_file_bytes} bytes (MAX_FILE_BYTES)"
+        limit_bytes, setting = limit_of(self._settings)
+        if self._size_bytes > limit_bytes:
+            limit = f"{limit_bytes} bytes ({setting})"
             raise RequestTooLarge(f"the file is limited to {limit}, more were sent", param="file")
         self._held += data
         while len(self._held) >= PIECE_BYTES:

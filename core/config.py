@@ -169,7 +169,7 @@ class Settings:
     api_port: int = _setting(8000, _whole(1, 65535))
     """Port the API listens on."""
     api_threads: int = _setting(64, _whole(1, 1024))
-    """Requests answered at the same time; a request that waits for its job holds one."""
+    """Requests answered at the same time; half of them may wait for their jobs, a quarter may be streams of events."""
     embeddings_wait_seconds: float = _setting(55.0, _number(0.1, 3600))
     """How long a `POST /v1/embeddings` waits for its vectors; proxies often cut a request at 60 s."""
     token_encoding: str | None = _setting(None, _optional(_text))
@@ -222,7 +222,7 @@ class Settings:
     """Inputs in one NDJSON request."""
     max_input_characters: int = _setting(200_000, _whole(1))
     """Characters of one input."""
-    max_body_bytes: int = _setting(32 * 2**20, _whole(1024))
+    max_body_bytes: int = _setting(8 * 2**20, _whole(1024))
     """Bytes of one JSON request."""
     max_stream_bytes: int = _setting(8 * 2**30, _whole(1024))
     """Bytes of one NDJSON request."""
@@ -240,8 +240,8 @@ class Settings:
     """Inputs one tenant may submit; above it 429. A larger job is taken when nothing was sent for a while. Empty: no limit."""
     max_file_bytes: int = _setting(200 * 2**20, _whole(1024))
     """Bytes of one file for a batch."""
-    max_files_bytes: int = _setting(2 * 2**30, _whole(1024))
-    """Bytes of all files that were sent and not yet deleted; they lie in Redis. Above it the API answers 429."""
+    max_files_bytes: int = _setting(512 * 2**20, _whole(1024))
+    """Bytes of all files that were sent and are kept, and 4 KiB for each; they lie in Redis. Above it the API answers 429."""
     max_tenant_files_bytes: int | None = _setting(None, _optional(_whole(1024)))
     """The same for the files of one tenant. Empty: no limit of its own."""
     max_batch_inputs: int = _setting(50_000, _whole(1))

@@ -1,5 +1,6 @@
 """OpenAI's batches: jobs whose inputs come from a file, and whose result is one."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -114,7 +115,10 @@ def list_batches() -> Response:
     query = Query(request.args, ListQuery.__annotations__)
     limit = query.whole("limit", 20, minimum=1, maximum=MOST_LISTED)
     found, has_more = services().batches.page(tenant_of(request), after=query.text("after"), limit=limit)
-    data = [batch_record(settled(services().ledger, services().batches, batch)) for batch in found]
+    data = list[dict[str, Any]]()
+    for batch in found:
+        with suppress(BatchNotFound, JobNotFound):  # deleted just now
+            data.append(batch_record(settled(services().ledger, services().batches, batch)))
     return json_answer(
         {
             "object": "list",

@@ -96,7 +96,9 @@ def create() -> Response:
         try:
             answer = _answer(asked, accepted, repeatable=key is not None)
         except BaseException as error:
-            if key is None:  # who sends one may come back for the vectors
+            if isinstance(error, InputFailed) and error.retryable:  # whoever tries again with the key must not find this failure
+                found.answered.remove(accepted.job_id, tenant_of(request))
+            elif key is None:  # who sends one may come back for the vectors
                 _give_up(accepted.job_id, at_once=not isinstance(error, LedgerUnavailable))
             raise
     if key is None:

@@ -37,7 +37,7 @@ def follow(job_id: JobId) -> Response:
         if request.headers.get("Last-Event-ID") == END:
             return Response(status=204)
         return streamed(write_events(lambda: job, iter([None])), MEDIA_TYPE, HEADERS)
-    place = ended.require_place()
+    place = ended.require_stream()
     answer = streamed(write_events(lambda: ledger.get(job_id, tenant), ended.ticks(job_id)), MEDIA_TYPE, HEADERS)
     answer.call_on_close(place.close)  # not in the generator, which may never have begun
     return answer

@@ -2,29 +2,31 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import islice
 from typing import Annotated, Any, Literal, NotRequired
 
 from flask import Blueprint, Response, request
 from pydantic import Field
 from typing_extensions import TypedDict
-from werkzeug.exceptions import RequestTimeout, UnsupportedMediaType
+from werkzeug.exceptions import ClientDisconnected, RequestTimeout, UnsupportedMediaType
 
 from api.answers import json_answer, streamed
 from api.batch_output import BatchFile, settled
-from api.bodies import Body, refusing
+from api.bodies import Body, has_gone, refusing
 from api.conditions import asked_range
 from api.openapi import Answer, describes
 from api.queries import Query
 from api.records import DeletedFile, FileList, FileRecord
 from api.results import started
 from api.services import services, tenant_of
-from api.uploads import FRAME_BYTES, LEAST_TTL_SECONDS, PURPOSE, Upload
+from api.uploads import FRAME_BYTES, LEAST_TTL_SECONDS, PURPOSE, Upload, limit_of
 from core.errors import (
     BatchNotFound,
     FileNotFound,
     FilesFull,
     JobNotFound,
+    PlacesFull,
     RangeNotSatisfiable,
     RequestTooLarge,
     ResultStoreUnavailable,
@@ -75,15 +77,18 @@ def create() -> Response:
         if request.mimetype != MULTIPART or not boundary:
             raise UnsupportedMediaType(f"Content-Type must be {MULTIPART} with a boundary, got {request.mimetype[:64] or 'none'}")
         found = services()
-        body = Body(request, limit_bytes=found.settings.max_file_bytes + FRAME_BYTES, setting="MAX_FILE_BYTES")
+        limit_bytes, setting = limit_of(found.settings)
+        body = Body(request, limit_bytes=limit_bytes + FRAME_BYTES, setting=setting)
         file = Upload(found.files, tenant_of(request), found.settings).take(body, boundary.encode(errors="replace"))
     return json_answer(file_record(file))
 
 
 @views.get("")
-@describes({200: Answer("A page.", FileList)}, query=(ListQuery,), errors=(FileNotFound, ResultStoreUnavailable))
+@describes({200: Answer("A page.", FileList)}, query=(ListQuery,), errors=(FileNotFound, PlacesFull, ResultStoreUnavailable))
 def list_files() -> Response:
-    """List files, newest first."""
+    """List files, newest first.
+
+    Those of batches on the page are measured, each once. That takes as long as reading them; one list at a time does it."""
     query = Query(request.args, ListQuery.__annotations__)
     limit = query.whole("limit", MOST_LISTED, minimum=1, maximum=MOST_LISTED)
     ids = services().files.ids(tenant_of(request))
@@ -95,19 +100,19 @@ def list_files() -> Response:
         ids = ids[ids.index(after) + 1 :]
     if purpose := query.text("purpose"):
         ids = [file_id for file_id in ids if _purpose(file_id) == purpose]
-    data = list[dict[str, Any]]()
+    found = list[File | BatchFile]()
     for first in range(0, len(ids), LISTED_AT_ONCE):
-        data += _records(ids[first : first + LISTED_AT_ONCE])
-        if len(data) > limit:
+        found += islice(_files(ids[first : first + LISTED_AT_ONCE]), limit + 1 - len(found))
+        if len(found) > limit:
             break
-    shown = data[:limit]
+    shown = _records(found[:limit])
     return json_answer(
         {
             "object": "list",
             "data": shown,
             "first_id": shown[0]["id"] if shown else None,
             "last_id": shown[-1]["id"] if shown else None,
-            "has_more": len(data) > limit,
+            "has_more": len(found) > limit,
         }
     )
 
@@ -154,9 +159,9 @@ def content(file_id: FileId) -> Response:
     headers = {"ETag": f'"{file_id}"', "Accept-Ranges": "bytes"}  # an id is never used for other bytes
     with _known_as(file_id):
         file = _find(file_id)
-        size_bytes = file.size_bytes if isinstance(file, File) else file.known_bytes
+        size_bytes = _known_bytes(file)
         if size_bytes is None and "Range" in request.headers:
-            size_bytes = file.size_bytes if isinstance(file, File) else file.measure()
+            size_bytes = _measure(file)
         part = None if size_bytes is None else asked_range(request, headers["ETag"], size_bytes)
         if part is not None:
             length = {"Content-Length": str(part.stop - part.start)}
@@ -205,21 +210,48 @@ def _purpose(file_id: str) -> str:
     return "batch_output" if OF_BATCH.fullmatch(file_id) else PURPOSE
 
 
-def _records(ids: list[str]) -> list[dict[str, Any]]:
-    """Records of those of the files that are there."""
+def _files(ids: list[str]) -> Iterator[File | BatchFile]:
+    """Those of the files that are there."""
     sent = services().files.find([file_id for file_id in ids if not OF_BATCH.fullmatch(file_id)])
     names = {file_id: found for file_id in ids if (found := OF_BATCH.fullmatch(file_id))}
     batches = services().batches.find(list({f"batch_{found[2]}" for found in names.values()}))
-    records = []
     for file_id in ids:
         if file_id in sent:
-            records.append(file_record(sent[file_id]))
+            yield sent[file_id]
         elif (found := names.get(file_id)) and (batch := batches.get(f"batch_{found[2]}")):
             with suppress(BatchNotFound, JobNotFound):  # deleted just now
                 batch = batches[batch.id] = _settled(batch)
                 if batch.has(found[1]):
-                    records.append(file_record(_of_batch(batch, found[1])))
+                    yield _of_batch(batch, found[1])
+
+
+def _records(files: list[File | BatchFile]) -> list[dict[str, Any]]:
+    """Their records, but for those that are deleted meanwhile."""
+    records = []
+    with nullcontext() if all(_known_bytes(file) is not None for file in files) else services().measuring.require():
+        for file in files:
+            with suppress(BatchNotFound, JobNotFound):
+                records.append(file_record(file))
     return records
+
+
+def _known_bytes(file: File | BatchFile) -> int | None:
+    return file.size_bytes if isinstance(file, File) else file.known_bytes
+
+
+def _measure(file: File | BatchFile) -> int:
+    """How long it is; what was measured is kept.
+
+    Raises:
+        ClientDisconnected: the client went away meanwhile.
+    """
+    if isinstance(file, File):
+        return file.size_bytes
+    if file.known_bytes is None:
+        for _ in file.read():
+            if has_gone(request):
+                raise ClientDisconnected("the client has gone")
+    return file.known_bytes or 0
 
 
 def file_record(file: File | BatchFile) -> dict[str, Any]:
@@ -227,7 +259,7 @@ def file_record(file: File | BatchFile) -> dict[str, Any]:
     return {
         "id": file.id,
         "object": "file",
-        "bytes": file.size_bytes if isinstance(file, File) else file.measure(),
+        "bytes": _measure(file),
         "created_at": int(file.created_at),
         "expires_at": int(file.expires_at),
         "filename": file.filename,

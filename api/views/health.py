@@ -18,6 +18,8 @@ def index() -> Response:
     links = {
         "jobs": "/v1/jobs",
         "embeddings": "/v1/embeddings",
+        "files": "/v1/files",
+        "batches": "/v1/batches",
         "models": "/v1/models",
         "queues": "/v1/queues",
         "health": "/healthz",

@@ -20,7 +20,7 @@ after the prefix of the settings (default `vector-api:`):
     moving                           string  the worker that moves jobs just now                  1 s
     waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
     live                             hash    bytes, jobs:<tenant>, inputs:<tenant> not yet ended; when empty
-                                             files, files:<tenant>: bytes of files that were sent
+                                             files, files:<tenant>: what files that were sent count for
     rate:<kind>:<tenant>             string  when the tenant's requests or inputs are whole again when they are
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
@@ -33,7 +33,7 @@ after the prefix of the settings (default `vector-api:`):
     idempotency:<tenant>:<digest>    string  "<job> <digest of the body>"                         with the job
     file:<id>                        hash    record of a file that was sent                       its own
     content:<id>                     hash    number -> piece of it, 1 MiB each but for the last   10 min while sent, then its own
-    sizes                            hash    <file>/<tenant> -> bytes of its pieces               when empty
+    sizes                            hash    <file>/<tenant> -> its bytes, and 4096               when empty
     uploads                          zset    <file>/<tenant> by expiry, of what is in `sizes`     when empty
     files:<tenant>                   zset    the tenant's files by creation, and those of batches when empty
     batch:<id>                       hash    what makes a job a batch, or why it is none          10 min staged, then the job's
@@ -90,7 +90,7 @@ supported; one Redis with a replica (Sentinel) is.
 
 from core.ledger.batches import Batch, Batches, LineBlock, NewBatch
 from core.ledger.deliveries import DELIVERED, GIVEN_UP, WAITING, Deliveries, Delivery, State
-from core.ledger.files import PIECE_BYTES, File, Files
+from core.ledger.files import FILE_BYTES, PIECE_BYTES, File, Files
 from core.ledger.ledger import (
     NO_LIMITS,
     Allowance,
@@ -110,6 +110,7 @@ from core.ledger.storing import StoringLedger, open_ledger
 
 __all__ = [
     "DELIVERED",
+    "FILE_BYTES",
     "GIVEN_UP",
     "NO_LIMITS",
     "PIECE_BYTES",

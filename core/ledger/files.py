@@ -12,6 +12,9 @@ from core.ledger.ledger import UNKNOWN_RETRY_SECONDS, Ledger, _milliseconds, _re
 PIECE_BYTES = 2**20
 """Every piece of a file but its last has so many bytes: where a byte lies follows from its number."""
 
+FILE_BYTES = 4096
+"""What a file counts beside its content: its record, and its places in the indexes."""
+
 UPLOAD_SECONDS = 600
 """How long the pieces of a file that is still being sent outlive their sender."""
 
@@ -54,13 +57,17 @@ class Files:
 
     @_translated
     def upload(self, file_id: str, tenant: str, number: int, piece: bytes, limits: dict[str, int]) -> None:
-        """Store piece `number` of a file that is not whole yet. `limits` are bytes by their settings.
+        """Store piece `number` of a file that is not whole yet; the first counts for `FILE_BYTES` more than it has.
+
+        `limits` are bytes by their settings.
 
         Raises:
             FilesFull: the files would take too much.
         """
         lifetime = _milliseconds(UPLOAD_SECONDS)
-        outcome, *found = self._ledger._run("upload", file_id, tenant, number, lifetime, json.dumps(limits), piece)
+        outcome, *found = self._ledger._run(
+            "upload", file_id, tenant, number, lifetime, json.dumps(limits), piece, len(piece) + FILE_BYTES * (number == 0)
+        )
         if _text(outcome) == "full":
             setting, held = _text(found[0]), int(found[1])
             whose = "your files" if "TENANT" in setting else "the files that were sent"

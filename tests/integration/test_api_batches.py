@@ -206,6 +206,17 @@ def test_form_that_ends_in_the_middle_is_refused(api: httpx.Client, api_stack: S
     assert keys(api_stack) == set()
 
 
+def test_list_of_files_measures_what_it_shows_and_no_more(api: httpx.Client, api_stack: Stack, driver: Driver) -> None:
+    batches = [batch_of(api)["id"] for _ in range(3)]
+    driver.work_all()
+    page = api.get("/v1/files?purpose=batch_output&limit=1").json()
+    assert page["has_more"] is True
+    assert page["data"][0]["bytes"] == len(api.get(f"/v1/files/{page['data'][0]['id']}/content").content)
+    with redis.Redis.from_url(api_stack.redis_url) as server:
+        records = [server.hgetall(f"vector-api:batch:{name.replace('batch', 'job')}") for name in batches]
+    assert sum(b"sizes:output" in record for record in records) == 1
+
+
 def test_files_beyond_the_room_are_refused_until_some_are_deleted(api: httpx.Client) -> None:
     first = send(api, b"x" * 3 * MIB).json()["id"]
     answer = send(api, b"x" * 2 * MIB)
@@ -215,6 +226,40 @@ def test_files_beyond_the_room_are_refused_until_some_are_deleted(api: httpx.Cli
     assert api.delete(f"/v1/files/{first}").json() == {"id": first, "object": "file", "deleted": True}
     assert send(api, b"x" * 2 * MIB).status_code == 200
     refused(api.delete(f"/v1/files/{first}"), 404)
+
+
+def test_file_that_never_fits_is_too_large(api: httpx.Client, api_stack: Stack) -> None:
+    send(api, b"x" * 2 * MIB)
+    usual = api_stack.base_url
+    narrow = api_stack.api(MAX_FILES_BYTES=str(2 * MIB))
+    with httpx.Client(base_url=api_stack.base_url, timeout=60) as other:
+        assert "(MAX_FILES_BYTES)" in refused(send(other, b"x" * 3 * MIB), 413)["message"]
+        refused(send(other, b"x" * MIB), 429)
+    assert narrow.stop() == 0
+    api_stack.base_url = usual
+
+
+def test_result_of_a_batch_whose_files_are_deleted_is_not_found(api: httpx.Client, driver: Driver) -> None:
+    batch = batch_of(api)
+    driver.work_all()
+    path = f"/v1/jobs/{batch['id'].replace('batch', 'job')}"
+    assert api.get(f"{path}/result").json()["count"] == 3
+    output = api.get(f"/v1/batches/{batch['id']}").json()["output_file_id"]
+    assert api.delete(f"/v1/files/{output}").status_code == 200
+    assert api.get(path).json()["status"] == "succeeded"
+    for what in ("result", "manifest"):
+        error = refused(api.get(f"{path}/{what}"), 404)
+        assert (error["code"], error["param"]) == ("vectors_deleted", "id")
+
+
+def test_list_passes_over_a_batch_that_is_deleted_while_its_lines_are_counted(
+    api: httpx.Client, api_stack: Stack, driver: Driver
+) -> None:
+    kept, gone = batch_of(api), batch_of(api)
+    driver.work_all(failed={0})
+    with redis.Redis.from_url(api_stack.redis_url) as server:
+        server.delete(f"vector-api:lines:{gone['id'].replace('batch', 'job')}")  # as a deletion leaves it to the counting
+    assert [batch["id"] for batch in api.get("/v1/batches").json()["data"]] == [kept["id"]]
 
 
 def test_batch_shows_every_key(api: httpx.Client) -> None:

@@ -31,8 +31,8 @@ KEYS = {"alice": "va_alice", "bob": "va_bob", "carol": "va_carol"}
 LONG = "word " * (MAX_TOKENS + 50)
 
 API = {"API_THREADS": "8", "TOKEN_ENCODING": "utf8_bytes", "PYTHONPATH": str(ROOT / "tests" / "encodings")}
-PLACES = 6
-"""Requests that may wait for their vectors: three quarters of the threads."""
+PLACES = 4
+"""Requests that may wait for their vectors: half of the threads."""
 
 HASTY = {"EMBEDDINGS_WAIT_SECONDS": "1", "MAX_TENANT_INPUTS_PER_MINUTE": "60", "MAX_BODY_BYTES": "4000"}
 
@@ -355,3 +355,11 @@ def test_cancelled_job_fails_its_request(url: str, ledger: Ledger, raw: httpx.Cl
         (job_id,) = wait_for(lambda: live_jobs(ledger, "alice"), what="the job")
         assert raw.delete(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
         error_of(asked.result(timeout=10), 400, code="cancelled")
+
+
+def test_failure_that_may_be_tried_again_is_not_kept_for_its_key(raw: httpx.Client, stack: Stack) -> None:
+    for _ in range(2):
+        answer = raw.post("/v1/embeddings", json={"input": "OOM:0 x"}, headers={"Idempotency-Key": "again"})
+        error_of(answer, 500, code="out_of_memory")
+        assert answer.headers["retry-after"] == "1"
+        wait_for(lambda: not keys_of_jobs(stack), seconds=5, what="an empty ledger")

@@ -3,7 +3,7 @@
 import pytest
 
 from core.errors import FileNotFound, FilesFull
-from core.ledger import PIECE_BYTES, File, Files
+from core.ledger import FILE_BYTES, PIECE_BYTES, File, Files
 from tests.ledger.scenario import PERMANENT, Scenario
 from tests.processes import wait_for
 
@@ -38,9 +38,13 @@ def test_bytes_are_counted_once_and_given_back(at: Scenario) -> None:
     send(at)
     send(at, "file-2", b"more", tenant="bob")
     Files(at.ledger).upload("file-1", "alice", 0, CONTENT[:PIECE_BYTES], {})  # a late repeat
-    assert (held(at), held(at, "files:alice"), held(at, "files:bob")) == (len(CONTENT) + 4, len(CONTENT), 4)
+    assert (held(at), held(at, "files:alice"), held(at, "files:bob")) == (
+        len(CONTENT) + 4 + 2 * FILE_BYTES,
+        len(CONTENT) + FILE_BYTES,
+        4 + FILE_BYTES,
+    )
     Files(at.ledger).discard("file-1", "alice")
-    assert (held(at), held(at, "files:alice")) == (4, 0)
+    assert (held(at), held(at, "files:alice")) == (4 + FILE_BYTES, 0)
     Files(at.ledger).discard("file-2", "bob")
     assert at.all_keys() <= PERMANENT
 
@@ -48,17 +52,17 @@ def test_bytes_are_counted_once_and_given_back(at: Scenario) -> None:
 @pytest.mark.parametrize("setting", ["MAX_FILES_BYTES", "MAX_TENANT_FILES_BYTES"])
 def test_piece_beyond_a_limit_is_refused(at: Scenario, setting: str) -> None:
     files = Files(at.ledger)
-    files.upload("file-1", "alice", 0, b"x" * 60, {setting: 100})
-    with pytest.raises(FilesFull, match=rf"take 60 bytes, the limit is 100 \({setting}\)"):
-        files.upload("file-1", "alice", 1, b"x" * 41, {setting: 100})
-    files.upload("file-1", "alice", 1, b"x" * 40, {setting: 100})
+    files.upload("file-1", "alice", 0, b"x" * 60, {setting: 100 + FILE_BYTES})
+    with pytest.raises(FilesFull, match=rf"take 4156 bytes, the limit is 4196 \({setting}\)"):
+        files.upload("file-1", "alice", 1, b"x" * 41, {setting: 100 + FILE_BYTES})
+    files.upload("file-1", "alice", 1, b"x" * 40, {setting: 100 + FILE_BYTES})
     files.discard("file-1", "alice")
     assert at.all_keys() <= PERMANENT
 
 
 def test_limit_of_one_tenant_is_not_used_up_by_others(at: Scenario) -> None:
     send(at, content=b"x" * 100)
-    Files(at.ledger).upload("file-2", "bob", 0, b"x" * 50, {"MAX_TENANT_FILES_BYTES": 100})
+    Files(at.ledger).upload("file-2", "bob", 0, b"x" * 50, {"MAX_TENANT_FILES_BYTES": 100 + FILE_BYTES})
 
 
 def test_file_belongs_to_its_tenant(at: Scenario) -> None:

@@ -66,6 +66,18 @@ BAD = [
     ("fractions", {"input": [1.5, 2]}, "input", "not of whole numbers"),
     ("texts among ids", {"input": [1, SECRET]}, "input", "not of whole numbers"),
     ("ids", {"input": [[1, 2], [3]]}, "input[0]", "TOKEN_ENCODING"),
+    (
+        "more ids than characters",
+        {"input": [[1] * 51, "a"]},
+        "input[0]",
+        "has 51 token ids, the limit is 50 (MAX_INPUT_CHARACTERS)",
+    ),
+    (
+        "too many ids together",
+        {"input": [[1] * 200] * 1501},
+        "input",
+        "input has 300200 token ids, the limit of a request is 300000",
+    ),
     ("too many", {"input": ["a"] * 2049}, "input", "input has 2049 texts, the limit is 2048"),
     ("too long", {"input": ["a", SECRET * 3]}, "input[1]", "has 54 characters, the limit is 50 (MAX_INPUT_CHARACTERS)"),
     ("unknown key", {"input": "a", "inputs": ["b"]}, "inputs", "unknown key 'inputs'; known are input, model"),

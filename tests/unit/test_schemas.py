@@ -218,3 +218,30 @@ def test_model_without_workers_tells_the_revision_of_the_list_and_nothing_it_doe
 )
 def test_owner_is_the_organisation_on_the_hub(name: str, owner: str) -> None:
     assert schemas.owner_of(name) == owner
+
+
+TEXTS = [
+    'a "quoted" one, [with] {brackets}',
+    "back\\slashes \\\\ at the end\\",
+    '\\"',
+    ",[{" * 30_000,
+]
+
+
+def test_values_are_counted_and_not_what_texts_hold() -> None:
+    raw = orjson.dumps({"inputs": TEXTS})
+    assert len(raw) > schemas.UNCOUNTED_BYTES
+    assert schemas.parse_json(raw, most=6) == {"inputs": TEXTS}
+    with pytest.raises(InvalidRequest, match="the body holds more than 5 values; larger jobs go to /v1/jobs as"):
+        schemas.parse_json(raw, most=5)
+    with pytest.raises(InvalidRequest, match=r"line 3 holds more than 5 values$") as found:
+        schemas.parse_json(raw, 3, most=5)
+    assert found.value.param == "line 3"
+
+
+def test_request_of_the_most_inputs_is_never_said_to_hold_too_much() -> None:
+    settings = Settings(max_inputs=20_000)
+    metadata = {"k": [0] * 8000}
+    body = {"inputs": [{"id": "i", "text": "t"}] * settings.max_inputs, "metadata": metadata}
+    assert schemas.read_body(orjson.dumps(body), schemas.most_values(settings)) == body
+    schemas.read_options({"metadata": metadata}, settings)
