@@ -9,6 +9,7 @@ threads, and calls that let other threads run. Its threads do not survive a fork
 """
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,17 @@ WRITES = 8
 
 MOST_REASON = 300
 """Characters of the library's own message that are kept; the rest are its internals."""
+
+
+_importing = threading.Lock()
+
+
+def _obstore() -> Any:
+    """The package, imported by one thread: those that begin together, each with another module of it, would see half of it."""
+    with _importing:
+        import obstore.exceptions
+        import obstore.store
+    return obstore
 
 
 class ResultStore:
@@ -47,15 +59,14 @@ class ResultStore:
 
     @cached_property
     def _store(self) -> Any:
-        from obstore.store import LocalStore, from_url
-
+        store = _obstore().store
         if self._folder is not None:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ResultStoreRefuses(self._message(error), store=self.url) from error
-            return LocalStore(self._folder, automatic_cleanup=True)
-        return from_url(
+            return store.LocalStore(self._folder, automatic_cleanup=True)
+        return store.from_url(
             self.url,
             client_options={
                 "timeout": timedelta(seconds=self._timeout_seconds),
@@ -74,13 +85,12 @@ class ResultStore:
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
-        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-
+        errors = _obstore().exceptions
         try:
             yield
-        except (PermissionError, FileNotFoundError, PermissionDeniedError, UnauthenticatedError) as error:
+        except (PermissionError, FileNotFoundError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
             raise ResultStoreRefuses(self._message(error), store=self.url) from error
-        except (BaseError, OSError) as error:
+        except (errors.BaseError, OSError) as error:
             raise ResultStoreUnavailable(self._message(error), store=self.url) from error
 
     def _message(self, error: Exception) -> str:

@@ -34,6 +34,7 @@ def description(client: httpx.Client) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(300)
 def test_every_answer_is_as_described(api: httpx.Client, api_stack: Stack) -> None:
     ended = fuzz(api_stack, *SHORT, "--phases=examples,coverage,fuzzing", "--max-examples=5")
     assert ended.returncode == 0, ended.stdout
