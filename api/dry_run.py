@@ -52,12 +52,14 @@ def figures(job: Job, queue: QueueState | None = None) -> DryRun:
     backlog_seconds = seconds = None
     if queue is not None:
         backlog_seconds = _seconds(_before(queue, job.lane), _sum(queue, "inputs_per_second"))
-        seconds = _seconds(job.tokens, _sum(queue, "tokens_per_second"))
+        computed = 1 - job.cached / max(1, job.counts.done)
+        seconds = _seconds(round(job.tokens * computed), _sum(queue, "tokens_per_second"))
     return {
         "inputs": job.counts.total,
         "tokens": job.tokens,
         "over_long": job.truncated,
         "duplicates": job.duplicates,
+        "cached": job.cached,
         "bytes": None if dimensions is None else FLOAT_BYTES * dimensions * job.counts.done,
         "seconds": seconds,
         "backlog_seconds": backlog_seconds,

@@ -42,6 +42,8 @@ class DryRun(TypedDict):
     """Texts beyond the model's maximum. `truncate` says what would become of them."""
     duplicates: int | None
     """Texts that stand in the job before. Null for more than 2,000,000 inputs."""
+    cached: int
+    """Texts whose vectors the cache has."""
     bytes: int | None
     """Of the vectors, as float32."""
     seconds: float | None

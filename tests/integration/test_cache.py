@@ -80,6 +80,14 @@ def embedded(ledger: Ledger, texts: Sequence[str], job_id: str, engine: Counting
     return engine.embedded[before:]
 
 
+def test_dry_run_tells_what_is_there(ledger: Ledger) -> None:
+    embedded(ledger, TEXTS[:20], "before")
+    assert embedded(ledger, TEXTS[:30], "dry", dry_run=True) == []
+    job = ledger.get("dry", "default")
+    assert (job.counts.done, job.cached, ledger.finished("dry")) == (30, 20, [])
+    assert embedded(ledger, TEXTS[:30], "after") == TEXTS[20:30]
+
+
 def vectors_of(ledger: Ledger, job_id: str) -> list[bytes]:
     return [ledger.result(job_id, span).vectors for span in ledger.finished(job_id)]
 

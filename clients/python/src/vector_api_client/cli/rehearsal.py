@@ -51,6 +51,7 @@ def _lines(job: Job, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens", f"{job.tokens:,}"),
         ("over-long", f"{figures.get('over_long', 0):,}"),
         ("duplicates", "unknown" if duplicates is None else f"{duplicates:,}"),
+        *([("cached", f"{cached:,}")] if (cached := figures.get("cached")) else []),
         ("vectors", vectors),
         ("time", took + waits),
     ]
