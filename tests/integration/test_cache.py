@@ -85,7 +85,7 @@ def test_dry_run_tells_what_is_there(ledger: Ledger) -> None:
     assert embedded(ledger, TEXTS[:30], "dry", dry_run=True) == []
     job = ledger.get("dry", "default")
     assert (job.counts.done, job.cached, ledger.finished("dry")) == (30, 20, [])
-    assert embedded(ledger, TEXTS[:30], "after") == TEXTS[20:30]
+    assert sorted(embedded(ledger, TEXTS[:30], "after")) == sorted(TEXTS[20:30])
 
 
 def vectors_of(ledger: Ledger, job_id: str) -> list[bytes]:
