@@ -240,7 +240,8 @@ def test_deleted_files_are_gone_and_free_the_vectors(client: openai.OpenAI) -> N
     job = f"/jobs/{done.id.replace('batch_', 'job_')}/result"
     assert client.get(job, cast_to=object)["count"] == 2  # type: ignore[index]
     assert client.files.delete(output).to_dict() == {"id": output, "object": "file", "deleted": True}
-    assert client.get(job, cast_to=object)["count"] == 0  # type: ignore[index]
+    with pytest.raises(openai.NotFoundError, match="deleted with the files of its batch"):
+        client.get(job, cast_to=object)
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError):
             call(output)
