@@ -125,7 +125,7 @@ def test_async_client_reads_its_vectors(url: str) -> None:
     import asyncio
 
     async def embed() -> Any:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEYS["alice"]) as client:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEYS["alice"], max_retries=10) as client:
             return await asyncio.gather(*[client.embeddings.create(model=MODEL, input=f"text {n}") for n in range(20)])
 
     for n, answer in enumerate(asyncio.run(embed())):
