@@ -10,7 +10,7 @@ from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
 from api.places import Places
-from api.services import Services
+from api.services import LARGE_BYTES, Services
 from api.views import batches, docs, embeddings, events, files, health, jobs, models, queues, results, webhooks
 from api.wakes import Wakes
 from api.webhooks import Webhooks
@@ -21,6 +21,9 @@ from core.queues import create_celery, send_embed_pending
 
 REDIS_TIMEOUT_SECONDS = 0.8
 """How long one answer of Redis may take: a client must hear of a dead Redis within a second."""
+
+MOST_LARGE_BODIES = 4
+"""JSON bodies that are made objects of at a time, if they are large: each takes several times its bytes."""
 
 MOST_TABLES = 8
 """Results that are written as tables at a time; pyarrow needs some 30 MB for each, where the other formats need one."""
@@ -52,6 +55,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads // 2), most_streams=max(1, settings.api_threads // 4)),
         answered=AnsweredJobs(ledger),
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
+        large_bodies=Places(MOST_LARGE_BODIES, f"JSON bodies of more than {LARGE_BYTES} bytes"),
         measuring=Places(1, "lists of files that have to measure some"),
         files=Files(ledger),
         batches=Batches(ledger),

@@ -1,5 +1,6 @@
 """What the views of one process share, and whose request it is."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +16,9 @@ from core.config import Settings
 from core.ledger import Batches, Files, Ledger
 from core.models import Models
 
+LARGE_BYTES = 262_144
+"""JSON bodies from here on are made objects of a few at a time."""
+
 
 @dataclass(frozen=True)
 class Services:
@@ -27,9 +31,18 @@ class Services:
     answered: AnsweredJobs
     tables: Places
     measuring: Places
+    large_bodies: Places
     files: Files
     batches: Batches
     webhooks: Webhooks
+
+    def room_for(self, body: bytes) -> ExitStack:
+        """Room to make objects of a JSON body, which take several times its bytes. A small one needs no place.
+
+        Raises:
+            PlacesFull: as many large ones are being read as the process has places for.
+        """
+        return self.large_bodies.require() if len(body) > LARGE_BYTES else ExitStack()
 
 
 def services() -> Services:

@@ -80,16 +80,19 @@ class Submission:
             InvalidRequest: or a kind of it, for what the client did wrong; ModelNotFound for a model that is not served.
             BacklogFull: too much would wait.
             RateLimited: too many inputs in a minute.
+            PlacesFull: too many large bodies at once.
             LedgerUnavailable: Redis went away; whether the job was accepted may be unknown.
         """
         settings = self.services.settings
         if repeated := self.find_repeated():
             return repeated
-        values = read_body(self.body.read(), most_values(settings))
-        given = values.pop("inputs", MISSING)
-        request = read_options(values, settings)
-        model = self.services.models.find(request.model)
-        return self._accept(request, model, read_inputs(given, settings))
+        raw = self.body.read()
+        with self.services.room_for(raw):
+            values = read_body(raw, most_values(settings))
+            given = values.pop("inputs", MISSING)
+            request = read_options(values, settings)
+            model = self.services.models.find(request.model)
+            return self._accept(request, model, read_inputs(given, settings))
 
     def take_ndjson(self, options: dict[str, Any]) -> Accepted:
         """Accept the job of an NDJSON body, which is staged as it comes and never held. Raises what `take_json` raises."""

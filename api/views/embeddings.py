@@ -90,7 +90,9 @@ def create() -> Response:
         Query(request.args, ())
         key = read_idempotency_key(request.headers.get("Idempotency-Key"))
         body = Body(request, limit_bytes=found.settings.max_body_bytes, setting="MAX_BODY_BYTES", digest_head=DIGEST_HEAD)
-        asked = read_embeddings(body.read(), found.settings, found.models, repeatable=key is not None)
+        raw = body.read()
+        with found.room_for(raw):
+            asked = read_embeddings(raw, found.settings, found.models, repeatable=key is not None)
     with found.ended.require_place():
         accepted = Submission(found, tenant_of(request), body, key).take(asked.job, asked.model, asked.inputs)
         try:

@@ -16,7 +16,15 @@ from api.results import read_parts, started, write_job
 from api.schemas import OPTIONS, JobBody, JobId, JobRequest, Lines, job_list, job_record
 from api.services import services, tenant_of
 from api.submission import Accepted, IdempotencyKey, Replayed, Submission, read_idempotency_key
-from core.errors import BacklogFull, IdempotencyConflict, JobNotFound, ModelNotFound, RequestTooLarge, ResultStoreUnavailable
+from core.errors import (
+    BacklogFull,
+    IdempotencyConflict,
+    JobNotFound,
+    ModelNotFound,
+    PlacesFull,
+    RequestTooLarge,
+    ResultStoreUnavailable,
+)
 from core.jobs import Job, JobStatus
 from core.webhooks import JOB_EVENTS
 
@@ -52,6 +60,7 @@ class ListQuery(TypedDict, total=False):
         RequestTooLarge,
         UnsupportedMediaType,
         BacklogFull,
+        PlacesFull,
         ResultStoreUnavailable,
     ),
 )

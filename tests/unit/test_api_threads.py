@@ -9,9 +9,12 @@ import fakeredis
 import pytest
 
 from api.answered_jobs import AnsweredJobs
+from api.app import MOST_LARGE_BODIES, create_app
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.services import LARGE_BYTES
 from api.wakes import Wakes
+from core.config import Settings
 from core.errors import LedgerUnavailable, PlacesFull
 from core.jobs import JobStatus
 from core.ledger import Ledger, Worker
@@ -171,6 +174,17 @@ def test_no_wait_for_jobs_that_ended_or_are_gone_nor_without_a_place() -> None:
     ended.stopping = lambda: True
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_large_bodies_are_read_a_few_at_a_time_and_small_ones_whenever_they_come() -> None:
+    services = create_app(Settings()).extensions["services"]
+    large = b"x" * (LARGE_BYTES + 1)
+    places = [services.room_for(large) for _ in range(MOST_LARGE_BODIES)]
+    with pytest.raises(PlacesFull, match=f"{MOST_LARGE_BODIES} JSON bodies"):
+        services.room_for(large)
+    services.room_for(large[1:]).close()
+    places[0].close()
+    services.room_for(large).close()
 
 
 def test_waiter_leaves_when_it_has_given_up() -> None:

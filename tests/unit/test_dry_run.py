@@ -52,6 +52,7 @@ def test_figures_are_the_jobs_and_the_seconds_its_queues() -> None:
         "tokens": 2000,
         "over_long": 3,
         "duplicates": 4,
+        "cached": 0,
         "bytes": 8 * 384 * 4,
         "seconds": 5.0,
         "backlog_seconds": 32.0,
