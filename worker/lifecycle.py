@@ -274,7 +274,9 @@ def _told_to_stop(**_: Any) -> None:
 
 
 @worker_shutdown.connect
-def _stopped(**_: Any) -> None:
+def _stopped(sender: Any = None, **_: Any) -> None:
+    if _shared[_FAILED]:
+        sender.exitcode = CANNOT_START  # Celery may have noticed first that no child starts, and would exit with 1
     try:
         ledger = ask_ledger()
         for worker in ledger.workers():

@@ -51,7 +51,8 @@ ONE_CHUNK = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)
 BAD: dict[str, tuple[bytes, int, str | None, str | None]] = {
     # sent, status, code, param
     # Texts
-    "10 MB in one text": (post(inputs(json.dumps("a" * 10_000_000))), 400, "invalid_request", "inputs[0]"),
+    "10 MB in one text": (post(inputs(json.dumps("a" * 10_000_000))), 413, "request_too_large", None),
+    "8 MB in one text": (post(inputs(json.dumps("a" * 8_000_000))), 400, "invalid_request", "inputs[0]"),
     "lone surrogate": (post(inputs(r'"\ud800"')), 400, "invalid_request", None),
     "surrogates the wrong way round": (post(inputs(r'"\udc00\ud800"')), 400, "invalid_request", None),
     "NUL as it is": (post(inputs('"\0"')), 400, "invalid_request", None),
@@ -62,7 +63,7 @@ BAD: dict[str, tuple[bytes, int, str | None, str | None]] = {
     "100,000 objects deep": (post(b'{"inputs":' * 100_000 + b"1" + b"}" * 100_000), 400, "invalid_request", None),
     "100,000 lists deep in a line": (post(b"[" * 100_000, content_type=NDJSON), 400, "invalid_request", "line 1"),
     "exponent": (post(b'{"inputs": ["a"], "dimensions": 1e400}'), 400, "invalid_request", None),
-    "exponent that is whole": (post(b'{"inputs": ["a"], "dimensions": 1e2}'), 400, "invalid_request", "dimensions"),
+    "exponent that is not whole": (post(b'{"inputs": ["a"], "dimensions": 12e-1}'), 400, "invalid_request", "dimensions"),
     "a million digits": (
         post(b'{"inputs": ["a"], "ttl_seconds": ' + b"9" * 1_000_000 + b"}"),
         400,
