@@ -10,7 +10,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
-REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements.txt \
+REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements-tracing.txt requirements.txt \
   requirements-flower.txt requirements-dev.txt clients/python/pyproject.toml
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
 

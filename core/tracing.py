@@ -1,0 +1,237 @@
+"""The door to OpenTelemetry.
+
+Traces are on where OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set. Where they are not, nothing is
+imported, and every span is `NOTHING`. OpenTelemetry's own variables do all else; it reads them itself.
+
+    trace of a request                                    a trace of its own
+      POST /v1/jobs                  server  (API)          embed      consumer  (worker): shards that were claimed together
+        submit job                   producer    ◀──link──    tokenize, forward (a batch each), commit
+
+The traceparent of `submit job` is kept in the job's record. `embed` has a link to each traced job whose shards it holds, and is
+there when it has one: whether to trace is decided where a request comes in. Spans hold ids, counts and names, never texts.
+"""
+
+import importlib.util
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from core.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Span as OtelSpan
+    from opentelemetry.trace import Tracer
+
+ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+
+MOST_LINKS = 1000
+"""Shards of one claim, at most; OpenTelemetry would keep 128 links (OTEL_SPAN_LINK_COUNT_LIMIT)."""
+
+FLUSH_SECONDS = 3.0
+"""How long a process that ends waits until its last spans are sent."""
+
+Kind = Literal["server", "producer", "consumer", "internal"]
+
+
+class Span:
+    """A span, or nothing. Our attributes are named without their prefix, `vector_api.`; those that are None are left out."""
+
+    def __init__(self, span: "OtelSpan | None" = None) -> None:
+        self._span = span
+
+    @property
+    def traceparent(self) -> str:
+        """As W3C's header has it; empty when the span is not recorded."""
+        context = self._span and self._span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-01" if context and context.trace_flags.sampled else ""
+
+    @property
+    def trace_id(self) -> str:
+        return self.traceparent[3:35]
+
+    def begin(self, name: str, kind: Kind = "internal", /, **attributes: Any) -> "Span":
+        """A span within this one."""
+        return NOTHING if self._span is None else _begin(name, kind, attributes, parent=self._span)
+
+    def record(self, name: str, seconds: float, /, **attributes: Any) -> None:
+        """What took so long until now, as a span within this one."""
+        if self._span is not None:
+            _begin(name, "internal", attributes, parent=self._span, begun_ns=_ago(seconds)).end()
+
+    def note(self, name: str, /, **attributes: Any) -> None:
+        """Something that happened just now."""
+        if self._span is not None:
+            self._span.add_event(name, _named(attributes))
+
+    def set(self, **attributes: Any) -> None:
+        if self._span is not None:
+            self._span.set_attributes(_named(attributes))
+
+    def end(self, error_type: str = "") -> None:
+        """With the type of the error that ended it, if one did: not its message, which may quote what it must not."""
+        if self._span is None:
+            return
+        if error_type:
+            from opentelemetry.trace import StatusCode
+
+            self._span.set_status(StatusCode.ERROR)
+            self._span.set_attribute("error.type", error_type)
+        self._span.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end(kind.__name__ if kind else "")
+
+
+NOTHING = Span()
+
+_provider: "TracerProvider | None" = None
+_exporter: "OTLPSpanExporter | None" = None
+_tracer: "Tracer | None" = None
+
+
+def require(environ: Mapping[str, str]) -> bool:
+    """Whether traces are on.
+
+    Raises:
+        InvalidSetting: they are, and cannot be sent.
+    """
+    variable = next((name for name in ENDPOINTS if environ.get(name, "").strip()), None)
+    if variable is None or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    try:
+        parts = urlsplit(environ[variable].strip())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:  # it may hold a password, so it is not shown
+        raise InvalidSetting(f"{variable} must be http://host:port or https://host:port", param=variable)
+    protocol = next((name for name in PROTOCOLS if environ.get(name, "").strip()), None)
+    if protocol and environ[protocol].strip() != "http/protobuf":
+        raise InvalidSetting(f"{protocol} must be http/protobuf, got {environ[protocol]!r}", param=protocol)
+    if not all(map(_is_installed, PACKAGES)):
+        raise InvalidSetting(f"{variable} needs OpenTelemetry: pip install -r requirements-tracing.txt", param=variable)
+    return True
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def start(environ: Mapping[str, str], service: str, instance: str, *, follows: bool = False) -> None:
+    """Send spans from now on, if traces are on. To be called in the process that has them: what sends them is a thread.
+
+    Args:
+        service: the service's name, unless OTEL_SERVICE_NAME has another.
+        instance: which one of the service's processes it is.
+        follows: every span is recorded; somebody else has decided that it should. Otherwise OTEL_TRACES_SAMPLER does.
+    """
+    global _provider, _exporter, _tracer
+    if not require(environ):
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+    ours = Resource({"service.name": service, "service.instance.id": instance})
+    _exporter = OTLPSpanExporter()
+    _provider = TracerProvider(
+        resource=Resource.create().merge(ours).merge(OTELResourceDetector().detect()),
+        sampler=ALWAYS_ON if follows else None,
+        span_limits=None if environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") else SpanLimits(max_links=MOST_LINKS),
+        shutdown_on_exit=False,  # it would wait for 30 s
+    )
+    _provider.add_span_processor(BatchSpanProcessor(_exporter))
+    _tracer = _provider.get_tracer("vector-api")
+
+
+def stop() -> None:
+    """Send what is left, for `FLUSH_SECONDS` at most; nothing is sent afterwards."""
+    global _tracer
+    if _tracer is None or _provider is None or _exporter is None:
+        return
+    _tracer = None
+    sending = threading.Thread(target=_provider.shutdown, name="last spans", daemon=True)
+    sending.start()
+    sending.join(FLUSH_SECONDS)
+    if sending.is_alive():
+        _exporter.shutdown()  # type: ignore[no-untyped-call]  # ends its pauses between tries
+
+
+def is_on() -> bool:
+    return _tracer is not None
+
+
+def begin_request(name: str, headers: Mapping[str, str], /, **attributes: Any) -> Span:
+    """The span of a request, within that of its client if it sent one."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    sent = {field: headers[field] for field in ("traceparent", "tracestate") if field in headers}
+    return _begin(name, "server", attributes, context=TraceContextTextMapPropagator().extract(sent))
+
+
+def begin_embedding(traced: Mapping[str, str], seconds: float, /, **attributes: Any) -> Span:
+    """The span of shards that were claimed together, begun so many seconds ago; nothing if none of their jobs is traced.
+
+    Args:
+        traced: the traceparent of each traced job, by its id.
+    """
+    links = [(traceparent, {"job": job_id}) for job_id, traceparent in traced.items()]
+    return _begin("embed", "consumer", attributes, links=links, begun_ns=_ago(seconds)) if links else NOTHING
+
+
+def _begin(
+    name: str,
+    kind: Kind,
+    attributes: Mapping[str, Any],
+    *,
+    parent: "OtelSpan | None" = None,
+    context: Any = None,
+    links: Iterable[tuple[str, Mapping[str, str]]] = (),
+    begun_ns: int | None = None,
+) -> Span:
+    tracer = _tracer
+    if tracer is None:
+        return NOTHING
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    def context_of(traceparent: str) -> Any:
+        found = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+        return get_current_span(found).get_span_context()
+
+    if parent is not None:
+        context = set_span_in_context(parent, Context())
+    found = tracer.start_span(
+        name,
+        context=Context() if context is None else context,
+        kind=SpanKind[kind.upper()],
+        attributes=_named(attributes),
+        links=[Link(context_of(traceparent), _named(told)) for traceparent, told in links],
+        start_time=begun_ns,
+    )
+    return Span(found)
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name if "." in name else f"vector_api.{name}": value for name, value in attributes.items() if value not in (None, "")}
+
+
+def _ago(seconds: float) -> int:
+    return time.time_ns() - int(seconds * 1e9)
