@@ -3,7 +3,7 @@
 from celery import Celery
 from flask import Flask, request
 
-from api import access, errors, token_ids
+from api import access, errors, requests, token_ids
 from api.answered_jobs import AnsweredJobs
 from api.answers import add_security_headers
 from api.bodies import limit_stalls
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         batches=Batches(ledger),
         webhooks=senders,
     )
+    requests.register(app)
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))

@@ -13,6 +13,7 @@ import re
 import uuid
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import quote
 
 import orjson
 from flask import Flask, Response, g, request
@@ -37,6 +38,7 @@ from core.errors import (
     Unauthorized,
     VectorApiError,
 )
+from core.logs import withheld
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +112,8 @@ def _answer_our_error(error: VectorApiError) -> Response:
     kind = kind_of(error)
     retry_after = error.retry_after_seconds if isinstance(error, TryLater) else kind.retry_after_seconds
     if kind.status >= 500:
-        log.warning("%s %s answered %d: %s", request.method, request.path, kind.status, error.message)
+        told = {"status": kind.status}
+        log.warning("%s %s answered %d: %s", request.method, shown_path(), kind.status, error.message, extra=told)
     if isinstance(error, InputFailed) and error.retryable:
         retry_after = 1
     answer = _answer(kind.status, body_of(error))
@@ -145,9 +148,14 @@ def _answer_http_error(error: HTTPException) -> Response | HTTPException:
 
 
 def _answer_unexpected(error: Exception) -> Response:
-    log.exception("%s %s failed, request %s", request.method, request.path, g.request_id, exc_info=error)
+    log.error("%s %s failed, request %s", request.method, shown_path(), g.request_id, exc_info=withheld(error))
     message = f"an error of the service itself; its log tells more under request {g.request_id}"
     return _answer(500, error_body(message, SERVER, None, VectorApiError.code))
+
+
+def shown_path() -> str:
+    """The request's path for the log, where it must not begin a new line. Its query is left out."""
+    return quote(request.path[:200])
 
 
 def _answer(status: int, body: bytes) -> Response:

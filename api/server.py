@@ -1,6 +1,5 @@
 """Serve the API with gunicorn: one process, many threads, with limits against slow and oversized requests."""
 
-import logging
 import os
 import socket
 import sys
@@ -10,17 +9,19 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, g, has_request_context
+from flask import Flask
 from gunicorn import util
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 from gunicorn.http import errors as http_errors
 from gunicorn.workers.gthread import ThreadWorker
 
-from api import token_ids
+from api import requests, token_ids
 from api.access import KeyFile, require_closed
 from api.answers import SECURITY_HEADERS
 from api.app import create_app
 from api.errors import INVALID, SERVER, error_body
+from core import logs, tracing
 from core.config import Settings
 from core.errors import InvalidSetting
 from core.models import Models
@@ -38,9 +39,11 @@ def main() -> int:
         settings = Settings.from_env()
         token_ids.load_all(Models.of(settings))
         Targets.of(settings)
+        tracing.require(os.environ)
     except InvalidSetting as error:
         print(f"vector-api: {error.message}", file=sys.stderr)
         return 2
+    logs.set_up(settings, "api", requests.ids)
     try:
         listener = listen(settings)
     except InvalidSetting as error:
@@ -91,22 +94,17 @@ class Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Flask:
         """The application, made in the process that serves it: no connection is shared across the fork."""
-        log_requests_with_their_ids(self._settings.log_level)
+        tracing.start(os.environ, "vector-api", f"{socket.gethostname()}/{os.getpid()}")
         return create_app(self._settings)
 
 
-def log_requests_with_their_ids(level: str) -> None:
-    """Log to the standard error; each line names the request that it is about, as the request's answer does."""
+class RootLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own records go where all others do, in the same form."""
 
-    def name_request(record: logging.LogRecord) -> bool:
-        record.request_id = g.get("request_id", "-") if has_request_context() else "-"
-        return True
-
-    handler = logging.StreamHandler()
-    handler.addFilter(name_request)
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s]: %(message)s", handlers=[handler]
-    )
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 def configuration(settings: Settings, listener: int) -> dict[str, Any]:
@@ -128,9 +126,11 @@ def configuration(settings: Settings, listener: int) -> dict[str, Any]:
         "control_socket_disable": True,
         "proc_name": "vector-api",
         "loglevel": settings.log_level.lower(),
-        "accesslog": None,
+        "logger_class": RootLogger,
+        "accesslog": None,  # api.requests writes one
         "pre_request": _let_body_close,
         "post_worker_init": _join_life_of,
+        "worker_exit": lambda _server, _worker: tracing.stop(),
     }
 
 
@@ -191,10 +191,14 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
         status, reason, code = _unreadable(exc)
         request_id = uuid.uuid4().hex
         if status < 500:
-            self.log.warning("request %s from %s was not read: %s", request_id, addr[0] if addr else "a local client", exc)
+            client_name = addr[0] if addr else "a local client"
+            told = {"request_id": request_id, "status": status}
+            why = f"{type(exc).__name__}: {reason}"  # its own message may quote a body that it took for a head
+            self.log.warning("request %s from %s was not read: %s", request_id, client_name, why, extra=told)
             body = error_body(f"the request cannot be read: {reason}", INVALID, None, code)
         else:
-            self.log.exception("request %s failed outside of the application", request_id)
+            told = {"request_id": request_id, "status": status}
+            self.log.error("request %s failed outside of the application", request_id, exc_info=logs.withheld(exc), extra=told)
             body = error_body("an error of the service itself", SERVER, None, code)
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nConnection: close\r\n"
         head += f"x-request-id: {request_id}\r\n" + ("x-should-retry: false\r\n" if status != 408 else "")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from api import requests
 from api.bodies import Body, lines
 from api.dry_run import LIFETIME_SECONDS, Duplicates
 from api.schemas import (
@@ -121,6 +122,7 @@ class Submission:
         if not found:
             return None
         job_id, digest = found
+        requests.concerns(job_id)
         self.body.exhaust()
         require_same_body(digest, self.body.digest())
         return Accepted(job_id, replayed=True)
@@ -170,7 +172,13 @@ class Submission:
             duplicates=duplicates,
         )
         limits = limits_of(settings)
-        accepted_id, wake = services.ledger.submit(job, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits)
+        told = {"job": job.id, "queue": job.queue, "lane": request.priority, "inputs": total, "shards": shards}
+        with requests.current_span().begin("submit job", "producer", **told) as span:
+            traced = replace(job, traceparent=span.traceparent)
+            accepted_id, wake = services.ledger.submit(
+                traced, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits
+            )
+        requests.concerns(accepted_id)
         if wake:
             services.wakes.send(job.queue)
         return Accepted(accepted_id, replayed=accepted_id != job_id)
@@ -267,7 +275,7 @@ def unstage(ledger: Ledger, job_id: str) -> None:
     try:
         ledger.unstage(job_id)
     except LedgerUnavailable as error:
-        log.warning("what was staged of %s stays until it expires: %s", job_id, error)
+        log.warning("what was staged of %s stays until it expires: %s", job_id, error, extra={"job": job_id})
 
 
 def _digest(key: str) -> str:

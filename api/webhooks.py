@@ -111,7 +111,8 @@ class Webhooks:
                     log.warning("no webhooks for now: %s", error)
                 busy = reachable = False
             except Exception as error:  # not its text: it may show the URL
-                log.error("sending to the webhook %s of %s failed: %s", target.name, target.tenant, type(error).__name__)
+                what, told = "sending to the webhook %s of %s failed: %s", {"tenant": target.tenant}
+                log.error(what, target.name, target.tenant, type(error).__name__, extra=told)
                 busy = False
             if not busy:
                 time.sleep(LOOK_SECONDS)
@@ -135,7 +136,8 @@ class Webhooks:
             state = GIVEN_UP
         level = {DELIVERED: logging.DEBUG, WAITING: logging.INFO, GIVEN_UP: logging.ERROR}[state]
         what = f"{delivery.event} {delivery.event_id} for {target.name} of {target.tenant}"
-        log.log(level, "%s: %s at try %d (%s)", what, state.replace("_", " "), delivery.tries, answer)
+        told = {"job": delivery.id.partition("/")[0], "tenant": target.tenant}
+        log.log(level, "%s: %s at try %d (%s)", what, state.replace("_", " "), delivery.tries, answer, extra=told)
         self.deliveries.tried(target.tenant, delivery, state, answer, retry_seconds=wait_seconds)
         return True
 

@@ -284,6 +284,8 @@ class Settings:
     """File that a worker touches as often, while its two processes live, for health checks of containers."""
     log_level: str = _setting("INFO", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))
     """Least important messages that are logged."""
+    log_format: str = _setting("auto", _one_of("auto", "json", "text"))
+    """`json`: an object a line (docs/observability.md); `text`: for people; `auto`: text on a terminal, else JSON."""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Self:

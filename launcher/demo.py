@@ -72,7 +72,7 @@ def demo(settings: Settings, environ: Mapping[str, str], file: Path, *, queues: 
         with log.open("w", encoding="utf-8") as out:
             show = _writer(out)
             key, keys = _make_key(folder)
-            environ = dict(environ) | {"API_KEYS_FILE": str(keys)}
+            environ = dict(environ) | {"API_KEYS_FILE": str(keys), "LOG_FORMAT": "text"}
             with Stack(settings, environ, folder / "data", port=port, queues=queues, show=show, interrupts=interrupts) as stack:
                 _demonstrate(stack, settings, passages, queues.split(",")[0], key)
                 stack.check()

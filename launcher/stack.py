@@ -200,7 +200,7 @@ class Stack:
             if (code := service.process.poll()) is not None:
                 service.kill()
                 lines = list(service.last_lines)
-                reason = next((line.partition(CANNOT_START)[2] for line in lines if CANNOT_START in line), "")
+                reason = next((line.partition(CANNOT_START)[2] for line in map(_message, lines) if CANNOT_START in line), "")
                 raise ServiceStopped(
                     service.name,
                     f"the {service.name} cannot start: {reason}" if reason else f"the {service.name} stopped ({_ending(code)})",
@@ -283,6 +283,14 @@ def worker_command(queues: str, log_level: str, platform: str = sys.platform) ->
     command += ["--without-mingle", "--without-gossip", "--loglevel", log_level]
     # Metal does not survive a fork.
     return command + (["-P", "threads", "-c", "1"] if platform == "darwin" else [])
+
+
+def _message(line: str) -> str:
+    """What a line of a service's log says."""
+    try:
+        return str(json.loads(line)["message"]).partition("\n")[0]
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 def check_redis(url: str) -> None:

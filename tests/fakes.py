@@ -4,8 +4,9 @@
 
 is a real worker in every other respect. Texts may ask for trouble: a text that starts with `KILL` kills its process,
 `RAISE` raises, `HANG` never returns, `FREEZE` neither and lets no other thread run, `OOM:n` is out of memory in a batch of more
-than n texts. `FAKE_BATCH_SECONDS` is how long a batch takes, `FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that
-(`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of the clock's), `FAKE_DEVICE` the device the engine claims to have. With
+than n texts, `BREAK` has the tokenizer raise an error that quotes it. `FAKE_BATCH_SECONDS` is how long a batch takes,
+`FAKE_TOKEN_SECONDS` how long each of its tokens takes beside that (`FAKE_TOKEN_WORK=cpu`: of a CPU's time instead of the
+clock's), `FAKE_DEVICE` the device the engine claims to have. With
 `FAKE_KILL_AFTER_STORE=file` the process that first writes to the result store dies before it can commit; it leaves that file.
 `FAKE_SEEN=file` has each text that is embedded added to a file, a line each.
 """
@@ -95,6 +96,8 @@ class FakeEngine(Engine):
 
     def tokenize(self, texts: Sequence[str], prompt_name: str | None) -> list[Tokens]:
         assert texts, "real tokenizers take no empty list"
+        if broken := [text for text in texts if text.startswith("BREAK")]:
+            raise ValueError(f"the fake tokenizer cannot take {broken[0]!r}")
         return [FakeTokens(f"{prompt_name}: {text}" if prompt_name else text) for text in texts]
 
     def chunks(

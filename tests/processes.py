@@ -1,6 +1,7 @@
 """Real processes for tests: the API under gunicorn and Celery workers, each started, watched and killed for real."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import redis
@@ -58,6 +59,10 @@ class Process:
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of its log, each an object of JSON; the last one may not be whole yet."""
+        return [json.loads(line) for line in self.output().split("\n")[:-1]]
 
     def children(self) -> list[int]:
         """Process ids of the direct children (the pool's processes of a worker)."""

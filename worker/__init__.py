@@ -4,8 +4,10 @@ Importing this package is cheap and never loads torch: the parent process import
 `inspect` call. The model is loaded in the child, by `worker.lifecycle`.
 """
 
+import os
 import sys
 
+from core import tracing
 from core.config import Settings
 from core.errors import InvalidSetting
 from core.models import Models
@@ -14,6 +16,7 @@ from core.queues import create_celery
 try:
     settings = Settings.from_env()
     models = Models.of(settings)
+    tracing.require(os.environ)
 except InvalidSetting as error:
     sys.exit(f"vector-api: {error.message}")
 

@@ -13,17 +13,20 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from core import tracing
 from core.batching import batches
 from core.budget import TokenBudget
 from core.config import Settings
 from core.errors import DeviceLost, OutOfMemory
 from core.jobs import JobOptions, Lane
 from core.ledger import Ledger
+from core.logs import withheld
 from core.recovery import Step, next_step, why_it_failed
+from core.tracing import NOTHING, Span
 from worker.cache import Cache
 from worker.engines import Engine, Tokens
 from worker.leases import Leases
-from worker.log import log
+from worker.log import log, of
 from worker.watchdog import Calls
 from worker.work import Item, Vectors, Work
 
@@ -50,6 +53,7 @@ class Prepared:
     items: list[Item]
     lane: Lane | None
     alone: bool
+    span: Span
 
 
 @dataclass
@@ -158,11 +162,14 @@ class Drain:
                 self._await_commits(0)
             finally:
                 if following:
-                    self._give_back(queue, following.result().works)
+                    prepared = following.result()
+                    self._give_back(queue, prepared.works)
+                    prepared.span.end()
 
     # Claim and tokenise ---------------------------------------------------------------------------------------------
 
     def _prepare(self, queue: str, lane: Lane | None = None) -> Prepared:
+        begun = time.perf_counter()
         claim = self.ledger.claim(
             queue, self.worker, lease_seconds=self.settings.lease_seconds, max_bytes=self._claim_bytes(), lane=lane
         )
@@ -172,13 +179,28 @@ class Drain:
         self._leases.hold(queue, works)
         self._calls.alone(queue, claim.shards[0] if claim.alone else None)
         try:
+            span = self._begin_span(queue, works, claim.lane, begun)
             taken_up = [work for work in works if self._take_up(queue, work)]
             self.cache.fill(taken_up)
+            begun = time.perf_counter()
             items = [item for work in taken_up for item in self._tokenize(work)]
+            span.record("tokenize", time.perf_counter() - begun, inputs=len(items))
         except BaseException as error:
             self._leases.drop(works, error)
             raise
-        return Prepared(works, items, claim.lane, claim.alone)
+        return Prepared(works, items, claim.lane, claim.alone, span)
+
+    def _begin_span(self, queue: str, works: Sequence[Work], lane: Lane | None, begun: float) -> Span:
+        """The span of what was claimed together, which all its works have. It ends when they are stored."""
+        if not (works and tracing.is_on()):
+            return NOTHING
+        jobs = {work.shard.job_id for work in works}
+        counts = {"jobs": len(jobs), "shards": len(works), "inputs": sum(work.shard.span.count for work in works)}
+        traced, seconds = self.ledger.traceparents(jobs), time.perf_counter() - begun
+        span = tracing.begin_embedding(traced, seconds, worker=self.worker, queue=queue, lane=lane, **counts)
+        for work in works:
+            work.span = span
+        return span
 
     def _claim_bytes(self) -> int:
         tokens = max(self._budget.tokens, int(self._budget.tokens_per_second * CLAIM_SECONDS))
@@ -188,22 +210,23 @@ class Drain:
         """Whether to embed the shard; one that killed workers before is divided or fails instead, an unreadable one fails."""
         shard = work.shard
         if shard.unreadable:
-            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, shard.unreadable)
+            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, shard.unreadable, extra=of([shard]))
             work.fail_all("unreadable_input", f"the inputs cannot be read: {shard.unreadable}")
             return False
         if shard.model != self.settings.model_name:
             message = f"the job asks for the model {shard.model}, the workers of its queue have {self.settings.model_name} by now"
-            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, message)
+            log.error("job %s: shard %s fails: %s", shard.job_id, shard.span, message, extra=of([shard]))
             work.fail_all("model_changed", message)
             return False
         step = next_step(shard.deaths, shard.span.count, self.settings.max_attempts)
         if step is Step.DIVIDE:
-            log.warning("job %s: a worker died with shard %s alone, its inputs go one by one", shard.job_id, shard.span)
+            what = "job %s: a worker died with shard %s alone, its inputs go one by one"
+            log.warning(what, shard.job_id, shard.span, extra=of([shard]))
             self.ledger.divide(queue, shard)
             work.lost = True
         elif step is Step.FAIL:
             code, message = why_it_failed(shard.deaths, shard.hangs)
-            log.error("job %s: input %d fails: %s", shard.job_id, shard.span.first, message)
+            log.error("job %s: input %d fails: %s", shard.job_id, shard.span.first, message, extra=of([shard]))
             work.fail_all(code, message)
         return step is Step.RUN and self._serves(work)
 
@@ -247,7 +270,8 @@ class Drain:
                 tokenized = self._in_chunks(texts, work.shard.options)
         except Exception as error:
             if len(positions) == 1:
-                log.warning("job %s: an input cannot be tokenised", work.shard.job_id, exc_info=error)
+                what = "job %s: an input cannot be tokenised"
+                log.warning(what, work.shard.job_id, exc_info=withheld(error), extra=of([work.shard]))
                 work.fail(positions[0], "embedding_failed", f"the tokenizer raised {type(error).__name__}")
                 return []
             half = len(positions) // 2
@@ -285,6 +309,9 @@ class Drain:
         except BaseException as error:
             self._leases.drop([work for work in prepared.works if not work.on_its_way], error)
             raise
+        finally:
+            if prepared.span is not NOTHING:
+                self._committing.submit(prepared.span.end)  # after the commits that are on their way
         unfinished = [work for work in prepared.works if not work.on_its_way]
         if self._stopping():
             self._give_back(queue, unfinished)
@@ -344,6 +371,7 @@ class Drain:
         if isinstance(error, DeviceLost):
             log.critical("this process ends, its shards come back with their leases: %s", error.message)
             os._exit(DEVICE_LOST)
+        told = of(item.work.shard for item in batch)
         code, message, retryable = "embedding_failed", f"the model raised {type(error).__name__}", False
         if isinstance(error, OutOfMemory):
             code, message, retryable = "out_of_memory", error.message, True
@@ -352,9 +380,10 @@ class Drain:
             self._finish(0)  # what was started after it takes memory as well
             self.engine.free_memory()
             self._budget.ran_out(tokens)
-            log.warning("out of memory with a batch of %d tokens; the budget is now %d", tokens, self._budget.tokens)
+            log.warning("out of memory with a batch of %d tokens; the budget is now %d", tokens, self._budget.tokens, extra=told)
         else:
-            log.warning("a batch of %d inputs failed", len(batch), exc_info=error)
+            log.warning("a batch of %d inputs failed", len(batch), exc_info=error, extra=told)
+        batch[0].work.span.note("batch failed", error=code, inputs=len(batch))
         if len(batch) > 1:
             half = len(batch) // 2
             self._start(queue, batch[:half])
@@ -380,6 +409,7 @@ class Drain:
         self._padded += tokens
         self._batches += 1
         self._seconds += seconds
+        done.items[0].work.span.record("forward", seconds, inputs=len(done.items), tokens=unpadded, tokens_with_padding=tokens)
         self._last_batch = {
             "inputs": len(done.items),
             "tokens": unpadded,
@@ -401,7 +431,7 @@ class Drain:
         self._commits.append(self._committing.submit(self._commit, queue, whole))
 
     def _commit(self, queue: str, works: list[Work]) -> None:
-        facts = self.engine.facts
+        facts, begun = self.engine.facts, time.perf_counter()
         try:
             stored = self.ledger.commit(
                 queue,
@@ -415,6 +445,7 @@ class Drain:
         except BaseException as error:
             self._leases.drop(works, error)
             raise
+        works[0].span.record("commit", time.perf_counter() - begun, shards=len(works), stored=sum(stored))
         self._leases.drop(works)
         self.cache.keep(work for work, is_stored in zip(works, stored, strict=True) if is_stored)
 

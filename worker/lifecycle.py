@@ -17,17 +17,21 @@ from typing import Any
 
 from billiard.process import current_process
 from celery import bootsteps
+from celery.apps import worker as celery_program
 from celery.signals import (
     celeryd_init,
     setup_logging,
     worker_init,
     worker_process_init,
+    worker_process_shutdown,
     worker_shutdown,
     worker_shutting_down,
 )
+from celery.utils.log import get_multiprocessing_logger
 from celery.utils.text import str_to_list
 from celery.worker import state
 
+from core import logs, tracing
 from core.config import Settings
 from core.errors import EngineError, InvalidSetting, LedgerUnavailable, NewerLayout, ResultStoreRefuses, ResultStoreUnavailable
 from core.ledger import Ledger, Worker, connect
@@ -76,6 +80,7 @@ class Process:
     def __init__(self, engine: Engine, name: str, queues: tuple[str, ...]) -> None:
         self.name = name
         self.queues = queues
+        self.queue = ""
         self.engine = engine
         from worker.drain import Drain  # brings numpy, which the parent and `inspect` can do without
 
@@ -96,8 +101,12 @@ class Process:
         threading.Thread(target=self._keep_reporting, name="report", daemon=True).start()
 
     def drain(self, queue: str) -> None:
-        if self._outage is None or self._outage.sit_out(is_stopping):
-            self._drain.run(queue)
+        self.queue = queue
+        try:
+            if self._outage is None or self._outage.sit_out(is_stopping):
+                self._drain.run(queue)
+        finally:
+            self.queue = ""
 
     def _storing_ledger(self) -> Ledger:
         """Results go to `RESULT_STORE`. In this process only: what obstore starts does not survive a fork.
@@ -177,6 +186,7 @@ def process() -> Process:
             engine = load_engine(_own(settings))
             index = getattr(current_process(), "index", 0)
             name = f"{_node_name}/{index}" if index else _node_name
+            tracing.start(os.environ, "vector-api-worker", name, follows=True)
             _process = Process(engine, name, tuple(app.amqp.queues.consume_from))
         return _process
 
@@ -200,6 +210,11 @@ def node_name() -> str:
     return _node_name
 
 
+def ids() -> dict[str, str]:
+    """Of this process, for records of the log: its name in the ledger, or the parent's, and the queue it is working for."""
+    return {"worker": _node_name} if _process is None else {"worker": _process.name, "queue": _process.queue}
+
+
 def model() -> Model:
     """The model of this worker, which follows from the queues it was started with."""
     return _model
@@ -210,10 +225,14 @@ def is_stopping() -> bool:
 
 
 @celeryd_init.connect
-def _remember_name(sender: str, options: dict[str, Any], **_: Any) -> None:
+def _remember_name(sender: str, instance: Any, options: dict[str, Any], **_: Any) -> None:
     """Before anything is started; a worker whose queues are unknown or of several models ends here."""
     global _node_name, _model
     _node_name = sender
+    _set_up_logging()  # for Celery's warnings, which come before it asks for that
+    if logs.is_json(settings.log_format, sys.stderr):
+        instance.quiet = True  # no banner
+        celery_program.safe_say = _say_as_json
     taken = str_to_list(options.get("queues")) or list(models.queues)  # Celery takes from all when none is named
     left_out = str_to_list(options.get("exclude_queues")) or []
     try:
@@ -222,9 +241,17 @@ def _remember_name(sender: str, options: dict[str, Any], **_: Any) -> None:
         sys.exit(f"vector-api: {error.message}")
 
 
+def _say_as_json(message: str, *_: Any) -> None:
+    """What Celery says when it gets a signal. Written at once, as Celery does: no record of the log is to interrupt another."""
+    said = logging.LogRecord("celery.worker", logging.INFO, __file__, 0, message, None, None)
+    said.__dict__ |= ids()
+    os.write(2, f"{logs.JsonLines('worker').format(said)}\n".encode())
+
+
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.set_up(settings, "worker", ids)
+    get_multiprocessing_logger().propagate = True  # else what the pool says of a child that died is written as it is
     for chatty in ("httpx", "sentence_transformers", "celery.redirected", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -268,6 +295,11 @@ def _worker_started(sender: Any, **_: Any) -> None:
         _load_or_exit()
 
 
+@worker_process_shutdown.connect
+def _child_stops(**_: Any) -> None:
+    tracing.stop()
+
+
 @worker_shutting_down.connect
 def _told_to_stop(**_: Any) -> None:
     _shared[_STOPPING] = 1
@@ -284,6 +316,7 @@ def _stopped(sender: Any = None, **_: Any) -> None:
                 ledger.retire(worker.name, worker.queues)
     except LedgerUnavailable as error:
         log.warning("could not say goodbye: %s", error)
+    tracing.stop()  # of the threads pool
 
 
 class LookForWork(bootsteps.StartStopStep):  # type: ignore[misc]

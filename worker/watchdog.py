@@ -135,9 +135,10 @@ def end_hung_child(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> No
 
 
 def _tell(seconds: float, suspect: str, open_ledger: Callable[[], Ledger]) -> None:
-    log.critical("the engine did not come back for %.0f s (HANG_SECONDS), its process ends", seconds)
+    queue, job_id, span, attempt = suspect.split() if suspect else ("", "", "", "")
+    told = {"queue": queue, "job": job_id, "shard": span}
+    log.critical("the engine did not come back for %.0f s (HANG_SECONDS), its process ends", seconds, extra=told)
     if suspect:
-        queue, job_id, span, attempt = suspect.split()
         try:
             open_ledger().hung(queue, job_id, span, int(attempt))
         except LedgerUnavailable as error:

@@ -10,6 +10,7 @@ from core.blocks import ResultBlock
 from core.jobs import InputError
 from core.ledger import ClaimedShard, Committed
 from core.ledger.cache import Entry
+from core.tracing import NOTHING
 from worker.engines import Tokens
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -47,6 +48,8 @@ class Work:
         """Cancelled, divided, or given to another worker: nothing of it is stored."""
         self.on_its_way = False
         """Whole, and handed over to be stored."""
+        self.span = NOTHING
+        """That of all that was claimed with it."""
         self.digests: list[bytes] = []
         """Of the inputs, for the cache; none when it is not to be used."""
         self.recalled: set[int] = set()

@@ -51,6 +51,8 @@ after the prefix of the settings (default `vector-api:`):
     bell:<queue>                     channel rings when work waits for the workers that listen
     celery:…                         Celery's own keys
 
+Where traces are on, `traceparent` in a job's record is that of its submission; workers link their spans to it (`core.tracing`).
+
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
 

@@ -88,6 +88,8 @@ class NewJob:
     """Who is told of its end, by `core.webhooks.Targets.wanting`."""
     duplicates: int | None = None
     """Of a dry run: inputs whose text stood in the job before, if that is known."""
+    traceparent: str = ""
+    """Of the span in which it is submitted, if that is recorded."""
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,8 @@ class Ledger:
             "metadata": json.dumps(job.metadata),
             "ttl_seconds": job.ttl_seconds,
         } | ({} if job.duplicates is None else {"duplicates": job.duplicates})
+        if job.traceparent:
+            record["traceparent"] = job.traceparent
         fields = [part for pair in record.items() for part in pair]
         home, fallback = (beside(job.queue, HOME), beside(job.queue, FALLBACK)) if job.moves else ("", "")
         by_setting = limits.by_setting(max_waiting_inputs)
@@ -552,6 +556,16 @@ class Ledger:
                 pipe.hget(self._key("worker", name), "report")
             reports = pipe.execute()
         return [_worker(report) for report in reports if report is not None]
+
+    @_translated
+    def traceparents(self, job_ids: Iterable[str]) -> dict[str, str]:
+        """Those of these jobs whose submission is traced, by their ids."""
+        ids = list(job_ids)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(self._key("job", job_id), "traceparent")
+            found = pipe.execute()
+        return {job_id: _text(traceparent) for job_id, traceparent in zip(ids, found, strict=True) if traceparent}
 
     @_translated
     def queue_states(self, names: Iterable[str]) -> list[QueueState]:

@@ -197,7 +197,9 @@ def test_headers_tell_request_and_time(client: openai.OpenAI, raw: httpx.Client)
 def test_log_names_the_request(raw: httpx.Client, stack: Stack) -> None:
     answer = raw.post("/v1/embeddings", json={"input": "RAISE"}, headers={"x-request-id": "to-be-found"})
     assert answer.status_code == 500
-    wait_for(lambda: any("[to-be-found]: POST /v1/embeddings answered 500" in found.output() for found in stack.started))
+    line = wait_for(lambda: next((line for found in stack.started for line in found.lines() if line.get("status") == 500), None))
+    assert line["message"].startswith("POST /v1/embeddings answered 500")
+    assert line["request_id"] == "to-be-found"
 
 
 # Errors -----------------------------------------------------------------------------------------------------------------

@@ -22,9 +22,8 @@ def left_at(worker: Process) -> float:
     wait_for(lambda: worker.popen.poll() is not None, what="the worker's exit")
     assert worker.popen.returncode == 0, worker.output()
     assert not re.search(r"Traceback|CRITICAL|ERROR", worker.output())
-    said = re.search(r"^(.+),(\d+) INFO \S+ leaving: nothing to do for 1 s", worker.output(), re.MULTILINE)
-    assert said, worker.output()
-    return datetime.fromisoformat(said[1]).timestamp() + int(said[2]) / 1000
+    (said,) = (line for line in worker.lines() if line["message"].startswith("leaving: nothing to do for 1 s"))
+    return datetime.fromisoformat(said["time"]).timestamp()
 
 
 def test_gpu_worker_leaves_in_order_after_its_last_job(stack: Stack, ledger: Ledger) -> None:

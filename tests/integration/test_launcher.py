@@ -93,7 +93,7 @@ def embed(launcher: Launcher, texts: list[str], wait_seconds: int = 30, key: str
 def test_run_serves_until_ctrl_c_and_leaves_nothing(launchers: Launchers, tmp_path: Path) -> None:
     """On an address that others can reach, so with keys."""
     append(tmp_path / "keys", f"alice:{digest_of('key')}")
-    launcher = launchers.run(API_HOST="0.0.0.0", API_KEYS_FILE=str(tmp_path / "keys"))
+    launcher = launchers.run(API_HOST="0.0.0.0", API_KEYS_FILE=str(tmp_path / "keys"), LOG_FORMAT="text")
     launcher.wait_for_line("ready at")
     assert httpx.get(f"{launcher.url}/v1/jobs").status_code == 401
     job = embed(launcher, ["a first text", "a second one"], key="key")
@@ -134,12 +134,14 @@ def test_killed_launcher_leaves_no_process_and_loses_no_job(launchers: Launchers
 
 def test_run_stops_everything_when_one_process_ends(launchers: Launchers) -> None:
     launcher = launchers.run()
-    launcher.wait_for_line("the API is at")
+    launcher.wait_for_line("Listening at")
     family = launcher.family()
     launcher.child("api").kill()
     assert launcher.popen.wait(timeout=60) == 1
     assert gone(family)
-    assert "the api stopped (killed by SIGKILL). Everything is stopped" in launcher.output()
+    lines = launcher.lines()  # no terminal, so in JSON
+    assert lines[-1]["message"] == "the api stopped (killed by SIGKILL). Everything is stopped"
+    assert {line["service"] for line in lines} >= {"vector-api", "api"}
 
 
 def test_second_ctrl_c_does_not_wait(launchers: Launchers) -> None:

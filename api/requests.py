@@ -1,0 +1,88 @@
+"""A line in the log for each request when it is over, and a span where tracing is on."""
+
+import logging
+import time
+from collections.abc import Mapping
+
+from flask import Flask, Response, g, has_request_context, request
+
+from api.errors import shown_path
+from api.openapi import path_of
+from core import tracing
+from core.tracing import NOTHING, Span
+
+log = logging.getLogger(__name__)
+
+POLLED = {"/healthz", "/readyz", "/metrics", "/v1/queues", "/dashboard/{name}"}
+"""Asked by machines every few seconds: their lines are for LOG_LEVEL=DEBUG, and they have no spans."""
+
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+
+
+def register(app: Flask) -> None:
+    """To be called before other modules register: what they do counts as part of a request."""
+    app.before_request(_begin)
+    app.after_request(_end_with)
+
+
+def ids() -> Mapping[str, str]:
+    """Of the current request, for records of the log."""
+    if not has_request_context():
+        return {}
+    return {"request_id": g.get("request_id", ""), "trace_id": current_span().trace_id}
+
+
+def current_span() -> Span:
+    """That of the current request."""
+    found: Span = g.get("span", NOTHING) if has_request_context() else NOTHING
+    return found
+
+
+def concerns(job_id: str) -> None:
+    """The current request is about a job of which its path does not tell."""
+    if has_request_context():
+        g.job = job_id
+
+
+def _begin() -> None:
+    g.begun = time.perf_counter()
+    if tracing.is_on() and _endpoint() not in POLLED:
+        method = request.method if request.method in METHODS else "_OTHER"
+        attributes = {
+            "http.request.method": method,
+            "http.route": _endpoint() or None,
+            "url.path": request.path[:200],
+            "url.scheme": request.scheme,
+        }
+        headers = {name.lower(): value for name, value in request.headers}
+        g.span = tracing.begin_request(f"{method} {_endpoint()}".strip(), headers, **attributes)
+
+
+def _end_with(answer: Response) -> Response:
+    """The request is over when its answer is sent, or its client has gone."""
+    endpoint, begun, span = _endpoint(), g.begun, current_span()
+    fields = {
+        "request_id": g.get("request_id", ""),
+        "trace_id": span.trace_id,
+        "tenant": g.get("tenant", ""),
+        "job": g.get("job") or (request.view_args or {}).get("job_id", "")[:64],
+        "method": request.method,
+        "endpoint": endpoint,
+        "status": answer.status_code,
+    }
+    what = f"{request.method} {shown_path()} {answer.status_code}"
+    level = logging.DEBUG if endpoint in POLLED else logging.INFO
+
+    def end() -> None:
+        ms = round(1000 * (time.perf_counter() - begun), 1)
+        log.log(level, "%s in %g ms", what, ms, extra=fields | {"ms": ms})
+        told = {name: fields[name] for name in ("request_id", "tenant", "job")}
+        span.set(**{"http.response.status_code": answer.status_code}, **told)
+        span.end(str(answer.status_code) if answer.status_code >= 500 else "")
+
+    answer.call_on_close(end)
+    return answer
+
+
+def _endpoint() -> str:
+    return path_of(request.url_rule) if request.url_rule else ""

@@ -1,0 +1,102 @@
+"""The lines of the log: an object of JSON each for programs, or text for people. Both go to the standard error.
+
+Ids have fields of their own, also in the records of libraries. No record holds a text that is embedded, a key or a password: what
+libraries attach to theirs is left out, and `withheld` leaves out what an exception says where it may quote a text.
+
+With the standard library, which takes a few lines: structlog would bring a second way to log beside `logging`, which Celery and
+gunicorn use, and python-json-logger writes every attribute of a record unless it is told of each that it must not.
+"""
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from core.config import Settings
+
+FIELDS = ("request_id", "trace_id", "job", "shard", "worker", "queue", "tenant", "method", "endpoint", "status", "ms")
+"""What a line may have beside its time, level, service, logger and message. Records get them as `extra`, or from `set_up`."""
+
+log = logging.getLogger(__name__)
+
+Ids = Callable[[], Mapping[str, str]]
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line: an object of JSON in ASCII, whatever is in it. The time is in UTC, as in RFC 3339."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: record.__dict__[name] for name in FIELDS if record.__dict__.get(name) not in (None, "")}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextLines(logging.Formatter):
+    """A record for people, in local time, a traceback on lines of its own. Beside the message it shows only the request's id."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        request_id = record.__dict__.get("request_id")
+        return f"{record.asctime} {record.levelname} {record.name}{f' [{request_id}]' if request_id else ''}: {record.message}"
+
+
+def is_json(log_format: str, stream: TextIO) -> bool:
+    """Whether lines that go to `stream` are JSON, by the setting LOG_FORMAT."""
+    return log_format == "json" or (log_format == "auto" and not stream.isatty())
+
+
+def set_up(settings: Settings, service: str, ids: Ids = dict) -> None:
+    """Log what all loggers of this process have to say, uncaught exceptions and warnings as well.
+
+    Args:
+        ids: called for each record; the fields it gives are those that the record lacks.
+    """
+
+    def add_ids(record: logging.LogRecord) -> bool:
+        for name, value in ids().items():
+            record.__dict__.setdefault(name, value)
+        return True
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(service) if is_json(settings.log_format, sys.stderr) else TextLines())
+    handler.addFilter(add_ids)
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda found: _log_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    if not issubclass(kind, KeyboardInterrupt | SystemExit):
+        log.critical("an exception that nobody caught", exc_info=error or kind())
+
+
+class Withheld(Exception):
+    """Stands for an exception whose message may quote a text."""
+
+
+def withheld(error: BaseException) -> Withheld:
+    """The exception for the log: its type and where it was raised, and so those that led to it, without their messages."""
+    found = Withheld(f"{type(error).__name__}, whose message may quote a text").with_traceback(error.__traceback__)
+    if error.__cause__:
+        found.__cause__ = withheld(error.__cause__)
+    elif error.__context__ and not error.__suppress_context__:
+        found.__context__ = withheld(error.__context__)
+    return found

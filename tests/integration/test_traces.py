@@ -1,0 +1,108 @@
+"""OpenTelemetry: what real processes send to a real receiver."""
+
+import socket
+import time
+
+import httpx
+import pytest
+
+from core.ledger import Ledger
+from tests.integration.test_worker import ended
+from tests.otlp_receiver import Received, receiving
+from tests.processes import Stack, free_port, redis_client, wait_for
+
+pytestmark = pytest.mark.integration
+
+MARKER = "Zwergspitzmaus"
+CLIENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNSAMPLED = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+
+SERVER, PRODUCER, CONSUMER = 2, 4, 5
+"""Kinds of spans, as OTLP numbers them."""
+
+
+def submit(stack: Stack, texts: list[str], traceparent: str = "") -> dict:
+    headers = {"traceparent": traceparent} if traceparent else {}
+    answer = httpx.post(f"{stack.base_url}/v1/jobs", json={"inputs": texts}, headers=headers)
+    return {"id": answer.json()["id"], "request_id": answer.headers["x-request-id"]}
+
+
+def of_job(spans: list[Received], job_id: str) -> Received:
+    (found,) = (span for span in spans if span.attributes["vector_api.job"] == job_id)
+    return found
+
+
+def test_request_job_and_batches_are_linked_and_sent_before_the_processes_end(stack: Stack, ledger: Ledger) -> None:
+    """Nothing is sent before the end: the pause between two sends is longer than the test."""
+    with receiving() as receiver:
+        unset = dict.fromkeys(("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_SAMPLER_ARG"), "")  # as the compose file has them
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_BSP_SCHEDULE_DELAY": "600000"} | unset
+        api = stack.api(**environ)
+        first = submit(stack, [f"{MARKER} number {n}" for n in range(5)], CLIENT)
+        second = submit(stack, [f"RAISE {MARKER}", "a text"])
+        unsampled = submit(stack, ["another"], UNSAMPLED)
+        kept = [redis_client(stack.redis_url).hget(f"vector-api:job:{job['id']}", "traceparent") for job in (first, unsampled)]
+        worker = stack.worker(name="traced", **environ)
+        jobs = [ended(ledger, job["id"]) for job in (first, second, unsampled)]
+        lines = [line for line in api.lines() if line["logger"] == "api.requests"]
+        (name,) = (found.name for found in ledger.workers())
+        assert worker.stop() == 0
+        assert api.stop() == 0
+    assert not receiver.spans("GET /healthz")
+    assert not any(MARKER.encode() in body for body in receiver.bodies)
+
+    request = of_job(receiver.spans("POST /v1/jobs"), first["id"])
+    assert (request.span.kind, request.resource["service.name"]) == (SERVER, "vector-api")
+    assert request.span.trace_id.hex() == CLIENT.split("-")[1]
+    assert request.span.parent_span_id.hex() == CLIENT.split("-")[2]
+    assert request.attributes | {"http.request.method": "POST", "http.route": "/v1/jobs", "http.response.status_code": 202} == (
+        request.attributes
+    )
+    assert request.attributes["vector_api.request_id"] == first["request_id"]
+    assert [line["trace_id"] for line in lines if line["request_id"] == first["request_id"]] == [CLIENT.split("-")[1]]
+
+    submissions = receiver.spans("submit job")
+    submitted = of_job(submissions, first["id"])
+    assert (submitted.span.kind, submitted.span.parent_span_id) == (PRODUCER, request.span.span_id)
+    assert kept == [submitted.traceparent.encode(), None]
+    assert len(submissions) == 2
+    assert of_job(submissions, second["id"]).span.trace_id != submitted.span.trace_id
+
+    (embed,) = receiver.spans("embed")
+    assert (embed.span.kind, embed.resource["service.name"]) == (CONSUMER, "vector-api-worker")
+    assert embed.links == {found.attributes["vector_api.job"]: found.traceparent for found in submissions}
+    counts = {"queue": "cpu", "lane": "bulk", "worker": name, "jobs": 3, "shards": 3, "inputs": 8}
+    assert embed.attributes == {f"vector_api.{key}": value for key, value in counts.items()}
+    assert "batch failed" in {event.name for event in embed.span.events}
+    tokenize, forward, commit = (receiver.spans(stage) for stage in ("tokenize", "forward", "commit"))
+    for stage in (*tokenize, *forward, *commit):
+        assert (stage.span.parent_span_id, stage.span.trace_id) == (embed.span.span_id, embed.span.trace_id)
+        assert embed.span.start_time_unix_nano <= stage.span.start_time_unix_nano
+        assert stage.span.start_time_unix_nano < stage.span.end_time_unix_nano <= embed.span.end_time_unix_nano
+    assert [found.attributes["vector_api.inputs"] for found in tokenize] == [8]
+    assert sum(found.attributes["vector_api.inputs"] for found in forward) == 7
+    assert sum(found.attributes["vector_api.tokens"] for found in forward) == sum(job.tokens for job in jobs) - 4
+    assert sum(found.attributes["vector_api.stored"] for found in commit) == 3
+
+
+def test_receiver_that_does_not_answer_harms_nothing(stack: Stack, ledger: Ledger) -> None:
+    """The API's takes connections and says nothing, the worker's is not there. A password in the address is in no log."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        api = stack.api(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://name:{MARKER}@127.0.0.1:{silent.getsockname()[1]}")
+        nobody = f"http://name:{MARKER}@127.0.0.1:{free_port()}"
+        worker = stack.worker(OTEL_EXPORTER_OTLP_ENDPOINT=nobody, OTEL_BSP_SCHEDULE_DELAY="50")
+        job = submit(stack, ["a text"])
+        assert ended(ledger, job["id"]).counts.done == 1
+        wait_for(lambda: "Transient error" in worker.output(), what="a failed send")
+        for process in (worker, api):
+            begun = time.monotonic()
+            assert process.stop() == 0, process.output()
+            assert time.monotonic() - begun < 12, process.output()
+            assert MARKER not in process.output()
+            assert process.lines()
+
+
+def test_nothing_is_traced_by_default(stack: Stack, ledger: Ledger) -> None:
+    stack.api()
+    job = submit(stack, ["a text"], CLIENT)
+    assert redis_client(stack.redis_url).hget(f"vector-api:job:{job['id']}", "traceparent") is None
