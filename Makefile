@@ -87,12 +87,13 @@ format: $(READY) ## rewrite the code in ruff's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Not in the locks: torch, whose CPU and CUDA builds share a version and nothing else, and what only its CUDA build needs.
+# Not in the locks: torch, whose CPU and CUDA builds share a version and nothing else, and what only its CUDA build needs. nvidia-ml-py
+# is none of that.
 lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPTIONS=--upgrade: with the newest of what they leave open)
 	for name in $(LOCKED); do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" $(LOCK_OPTIONS) $$name.txt --output-file $$name.lock && \
-	  awk '/^[a-z]/ { skip = /^(torch=|triton=|nvidia-|cuda-)/ } !skip' $$name.lock > $$name.new && \
+	  awk '/^[a-z]/ { skip = /^(torch=|triton=|nvidia-|cuda-)/ && !/^nvidia-ml-py=/ } !skip' $$name.lock > $$name.new && \
 	  mv $$name.new $$name.lock || exit 1; \
 	done
 
