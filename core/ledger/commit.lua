@@ -40,7 +40,8 @@ for n = 7, #ARGV, 11 do
     settle(id, count_of(shard) - failed, failed)
   else
     excuse(id, shard, attempt)
-    if redis.call('HGET', key('vectors', id), shard) ~= block then tally('refused:' .. queue, 1) end -- else a repeat of this call
+    local repeated = redis.call('HGET', key('vectors', id), shard) == block -- of this very call, after a lost answer
+    if block ~= '' and not repeated then tally('refused:' .. queue, 1) end
   end
   table.insert(stored, current and 1 or 0)
 end
