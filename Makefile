@@ -65,6 +65,7 @@ bench: $(READY) ## measure all but rivals, into tables and bench/results (an hou
 	$(BIN)/python -m bench.cache
 	$(BIN)/python -m bench.cold_start
 	$(BIN)/python -m bench.batches
+	$(BIN)/python -m bench.metrics
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
 	$(BIN)/python -m bench.peers
