@@ -65,6 +65,7 @@ bench: $(READY) ## measure all but rivals, into tables and bench/results (an hou
 	$(BIN)/python -m bench.cache
 	$(BIN)/python -m bench.cold_start
 	$(BIN)/python -m bench.batches
+	$(BIN)/python -m bench.metrics
 
 bench-peers: $(READY) $(PEERS_READY) ## measure beside infinity, which is installed in .venv-peers
 	$(BIN)/python -m bench.peers
@@ -87,12 +88,13 @@ format: $(READY) ## rewrite the code in ruff's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Not in the locks: torch, whose CPU and CUDA builds share a version and nothing else, and what only its CUDA build needs.
+# Not in the locks: torch, whose CPU and CUDA builds share a version and nothing else, and what only its CUDA build needs. nvidia-ml-py
+# is none of that.
 lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPTIONS=--upgrade: with the newest of what they leave open)
 	for name in $(LOCKED); do \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --custom-compile-command "make lock" $(LOCK_OPTIONS) $$name.txt --output-file $$name.lock && \
-	  awk '/^[a-z]/ { skip = /^(torch=|triton=|nvidia-|cuda-)/ } !skip' $$name.lock > $$name.new && \
+	  awk '/^[a-z]/ { skip = /^(torch=|triton=|nvidia-|cuda-)/ && !/^nvidia-ml-py=/ } !skip' $$name.lock > $$name.new && \
 	  mv $$name.new $$name.lock || exit 1; \
 	done
 

@@ -29,6 +29,9 @@ EVERYBODY = "default"
 OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style"})
 """The description is the same for all who ask, tells nothing of what the service holds, and a browser cannot send a key."""
 
+UNCOUNTED = frozenset({"metrics.show"})
+"""No requests of a tenant's: they come every few seconds, and are to be answered without Redis, where requests are counted."""
+
 SUBMITS = ("jobs.create", "embeddings.create", "batches.create")
 CHECK_SECONDS = 1.0
 
@@ -109,7 +112,7 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
         with refusing(request):
             if keys is not None:
                 g.tenant = keys.tenant_of(request.headers.get("Authorization"))
-            if per_minute := most["requests"]:
+            if (per_minute := most["requests"]) and request.endpoint not in UNCOUNTED:
                 _spend(ledger, "requests", per_minute)
 
     def show_allowances(answer: Response) -> Response:

@@ -9,9 +9,10 @@ from api.answers import add_security_headers
 from api.bodies import limit_stalls
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.metrics import Metrics
 from api.places import Places
 from api.services import LARGE_BYTES, Services
-from api.views import batches, docs, embeddings, events, files, health, jobs, models, queues, results, webhooks
+from api.views import batches, docs, embeddings, events, files, health, jobs, metrics, models, queues, results, webhooks
 from api.wakes import Wakes
 from api.webhooks import Webhooks
 from core.config import Settings
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     sender = celery or create_celery(settings, served.queues)
     senders = Webhooks.of(settings, Deliveries(ledger))
     app = Flask("api", static_folder=None)
+    shown = Metrics(ledger, settings, served.queues)
     app.extensions["services"] = Services(
         settings=settings,
         ledger=ledger,
@@ -60,13 +62,14 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         files=Files(ledger),
         batches=Batches(ledger),
         webhooks=senders,
+        metrics=shown,
     )
-    requests.register(app)
+    requests.register(app, shown)
     errors.register(app)
     app.after_request(add_security_headers)
     app.before_request(lambda: limit_stalls(request))
     app.before_request(senders.start)  # a server of another kind than ours does not start them
     access.guard(app, settings, ledger)
-    for resource in (jobs, results, events, embeddings, files, batches, webhooks, queues, models, health, docs):
+    for resource in (jobs, results, events, embeddings, files, batches, webhooks, queues, models, health, metrics, docs):
         app.register_blueprint(resource.views)
     return app

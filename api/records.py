@@ -6,7 +6,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's own before Python 3.12
 
 from core.jobs import Counts, InputError, JobStatus, Lane
-from core.ledger import State, Worker
+from core.ledger import State
 
 documented = with_config(ConfigDict(use_attribute_docstrings=True))
 
@@ -207,6 +207,46 @@ class DeletedJob(TypedDict):
 
 
 @documented
+class WorkerRecord(TypedDict):
+    """What a live worker reports about itself; null is what it does not know."""
+
+    name: str
+    queues: tuple[str, ...]
+    state: str
+    """`idle` or `busy`."""
+    model: str
+    revision: str
+    engine: str
+    device: str
+    device_name: str | None
+    """What its maker calls the device."""
+    dtype: str
+    dimensions: int
+    max_tokens: int
+    prompts: tuple[str, ...]
+    parity: float | None
+    """Worst cosine of its engine against float32 torch."""
+    inputs_per_second: float | None
+    """While it computes."""
+    resident_bytes: int | None
+    """Of its process, in RAM."""
+    allocated_bytes: int | None
+    """Memory of the device that its tensors take."""
+    reserved_bytes: int | None
+    """Memory of the device that torch has taken, used or not."""
+    used_bytes: int | None
+    """Memory of the device that all processes use."""
+    total_bytes: int | None
+    utilization_ratio: float | None
+    """Share of the last moment in which the device computed anything."""
+    temperature_celsius: float | None
+    power_watts: float | None
+    facts: dict[str, Any]
+    """All its figures: memory, what was done so far, the last batch."""
+    seen_at: float
+
+
+@documented
 class QueueRecord(TypedDict):
     """One queue, counted in inputs."""
 
@@ -229,7 +269,15 @@ class QueueRecord(TypedDict):
     suspects: int
     """Shards that were in flight when a worker died, and are tried alone."""
     oldest_seconds: float
-    workers: tuple[Worker, ...]
+    workers: list[WorkerRecord]
+
+
+@documented
+class Throughput(TypedDict):
+    """Inputs that got a vector, in each of the last times of so many seconds, oldest first; the last one is still running."""
+
+    seconds_each: int
+    inputs: tuple[int, ...]
 
 
 @documented
@@ -238,8 +286,11 @@ class QueueTotals(TypedDict):
     max_waiting: int
     running: int
     workers: int
+    jobs: dict[str, int]
+    """Those that have not ended, by status."""
     counters: dict[str, int]
     """Totals since the ledger began."""
+    throughput: Throughput
 
 
 class QueueList(TypedDict):

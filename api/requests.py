@@ -1,4 +1,4 @@
-"""A line in the log for each request when it is over, and a span where tracing is on."""
+"""What is told of each request: it is counted for `/metrics`, has a line in the log, and a span where tracing is on."""
 
 import logging
 import time
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from flask import Flask, Response, g, has_request_context, request
 
 from api.errors import shown_path
+from api.metrics import Metrics
 from api.openapi import path_of
 from core import tracing
 from core.tracing import NOTHING, Span
@@ -17,11 +18,14 @@ POLLED = {"/healthz", "/readyz", "/metrics", "/v1/queues", "/dashboard/{name}"}
 """Asked by machines every few seconds: their lines are for LOG_LEVEL=DEBUG, and they have no spans."""
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
+OTHER, UNKNOWN = "_OTHER", "unknown"
+"""In `/metrics` the method and the path of all that we do not know: whoever asks must not be able to make up labels."""
 
 
-def register(app: Flask) -> None:
+def register(app: Flask, metrics: Metrics) -> None:
     """To be called before other modules register: what they do counts as part of a request."""
     app.before_request(_begin)
+    app.after_request(lambda answer: _count(answer, metrics))
     app.after_request(_end_with)
 
 
@@ -47,7 +51,7 @@ def concerns(job_id: str) -> None:
 def _begin() -> None:
     g.begun = time.perf_counter()
     if tracing.is_on() and _endpoint() not in POLLED:
-        method = request.method if request.method in METHODS else "_OTHER"
+        method = _method()
         attributes = {
             "http.request.method": method,
             "http.route": _endpoint() or None,
@@ -56,6 +60,20 @@ def _begin() -> None:
         }
         headers = {name.lower(): value for name, value in request.headers}
         g.span = tracing.begin_request(f"{method} {_endpoint()}".strip(), headers, **attributes)
+
+
+def _count(answer: Response, metrics: Metrics) -> Response:
+    """Count it when its answer is made; one that is sent as it is made, when it is sent."""
+    method, endpoint, status, begun = _method(), _endpoint() or UNKNOWN, answer.status_code, g.begun
+
+    def count() -> None:
+        metrics.count(method, endpoint, status, time.perf_counter() - begun)
+
+    if answer.is_streamed:
+        answer.call_on_close(count)
+    else:
+        count()
+    return answer
 
 
 def _end_with(answer: Response) -> Response:
@@ -82,6 +100,10 @@ def _end_with(answer: Response) -> Response:
 
     answer.call_on_close(end)
     return answer
+
+
+def _method() -> str:
+    return request.method if request.method in METHODS else OTHER
 
 
 def _endpoint() -> str:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from api.dry_run import figures
 from api.openapi import limited
-from api.records import JobList, JobRecord, ModelRecord, QueueRecord, WorkerKind
+from api.records import JobList, JobRecord, ModelRecord, QueueRecord, WorkerKind, WorkerRecord
 from core.config import Settings
 from core.errors import InvalidRequest
 from core.jobs import Job, JobOptions
@@ -419,7 +419,37 @@ def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_sha
         "backlog": sum(state.waiting.values()) + state.running,
         "suspects": state.suspects,
         "oldest_seconds": state.oldest_seconds or 0.0,
-        "workers": state.workers,
+        "workers": [worker_record(worker) for worker in state.workers],
+    }
+
+
+def worker_record(worker: Worker) -> WorkerRecord:
+    """What a worker reports about itself."""
+    return {
+        "name": worker.name,
+        "queues": worker.queues,
+        "state": worker.state,
+        "model": worker.model,
+        "revision": worker.revision,
+        "engine": worker.engine,
+        "device": worker.device,
+        "device_name": worker.device_name or None,
+        "dtype": worker.dtype,
+        "dimensions": worker.dimensions,
+        "max_tokens": worker.max_tokens,
+        "prompts": worker.prompts,
+        "parity": worker.parity,
+        "inputs_per_second": worker.facts.get("inputs_per_second"),
+        "resident_bytes": worker.facts.get("resident_bytes"),
+        "allocated_bytes": worker.facts.get("allocated_bytes"),
+        "reserved_bytes": worker.facts.get("reserved_bytes"),
+        "used_bytes": worker.facts.get("used_bytes"),
+        "total_bytes": worker.facts.get("total_bytes"),
+        "utilization_ratio": worker.facts.get("utilization_ratio"),
+        "temperature_celsius": worker.facts.get("temperature_celsius"),
+        "power_watts": worker.facts.get("power_watts"),
+        "facts": worker.facts,
+        "seen_at": worker.seen_at,
     }
 
 

@@ -9,6 +9,7 @@ from flask import Request, current_app, g
 from api.answered_jobs import AnsweredJobs
 from api.ended_jobs import EndedJobs
 from api.live_workers import LiveWorkers
+from api.metrics import Metrics
 from api.places import Places
 from api.wakes import Wakes
 from api.webhooks import Webhooks
@@ -35,6 +36,7 @@ class Services:
     files: Files
     batches: Batches
     webhooks: Webhooks
+    metrics: Metrics
 
     def room_for(self, body: bytes) -> ExitStack:
         """Room to make objects of a JSON body, which take several times its bytes. A small one needs no place.

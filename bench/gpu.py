@@ -59,6 +59,13 @@ VOCABULARY = 30_522
 """Entries in the vocabulary of BERT and of MiniLM."""
 
 
+DEVICE_FACTS = (
+    *("allocated_bytes", "reserved_bytes", "used_bytes", "total_bytes"),
+    *("utilization_ratio", "temperature_celsius", "power_watts", "torch_alloc_retries", "torch_ooms"),
+)
+"""What `/metrics` shows of a GPU."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model to be measured: what to call it, and the settings that load it."""
@@ -701,6 +708,40 @@ def forced_out_of_memory(plan: Plan, subject: Subject) -> Iterator[Row]:
         del engine
 
 
+def device_figures(plan: Plan, subject: Subject) -> Iterator[Row]:
+    """What a worker reports of its device once it has worked for a while, beside what the driver's own tool says of it."""
+    with released(plan.device):
+        engine = load(subject, plan.device, "auto")
+        corpus = sorted_batches(
+            texts_of(subject, "passages", engine.facts.max_tokens, 4 * plan.budget_tokens), plan.budget_tokens
+        )
+        engine_rate(plan, subject.shape, engine, corpus)
+        found = engine.memory() | engine.device_figures()
+        driver_says = smi(str(torch.cuda.get_device_properties(plan.device).uuid))
+        for name in DEVICE_FACTS:
+            value = found.get(name)
+            yield {
+                "figure": name,
+                "worker reports": NOT_AVAILABLE if value is None else value,
+                "nvidia-smi says": driver_says.get(name, ""),
+            }
+        seen = found.get("used_bytes", 0) >= found["reserved_bytes"] and found.get("temperature_celsius", 0) > 0
+        yield {"figure": "plausible", "worker reports": "yes" if seen else "NO", "nvidia-smi says": ""}
+        del engine
+
+
+def smi(uuid: str) -> dict[str, float]:
+    """The same figures as `nvidia-smi` tells them; none where it is missing, or the device is a part of a card."""
+    names = {"memory.used": "used_bytes", "memory.total": "total_bytes", "utilization.gpu": "utilization_ratio"}
+    names |= {"temperature.gpu": "temperature_celsius", "power.draw": "power_watts"}
+    scale = {"used_bytes": 2**20, "total_bytes": 2**20, "utilization_ratio": 0.01}
+    asked = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
+        told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.split(",")
+        return {name: float(value) * scale.get(name, 1) for name, value in zip(names.values(), told, strict=True)}
+    return {}
+
+
 def cpu_against_gpu(plan: Plan, subject: Subject) -> Iterator[Row]:
     """The engines of the CPU and, where there is one, of the GPU on the same texts, one after the other in each corpus."""
     on_cpu = replace(plan, device="cpu", budget_tokens=2048 if plan.cuda else plan.budget_tokens, in_flight=1)
@@ -820,6 +861,7 @@ def main() -> int:
             ("empty_cache_calls", "Cost of empty_cache()", models, lambda s: empty_cache_calls(plan, s), True),
             ("empty_cache_policies", "When to call empty_cache()", models, lambda s: empty_cache_policies(plan, s), True),
             ("out_of_memory", "Forced out of memory", models, lambda s: forced_out_of_memory(plan, s), True),
+            ("device_figures", "What a worker reports of its device", models[:1], lambda s: device_figures(plan, s), True),
             ("cpu_against_gpu", "CPU and GPU" if plan.cuda else "CPU", few, lambda s: cpu_against_gpu(plan, s), False),
         ]
         for key, title, chosen, measure, needs_cuda in parts:

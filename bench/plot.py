@@ -332,6 +332,19 @@ def batches(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def metrics(result: Mapping[str, Any]) -> Figure:
+    """Milliseconds of each page with an empty ledger and with a full one."""
+    rows = result["rows"]
+    paths = list(dict.fromkeys(row["path"] for row in rows))
+    made, axes = figure(len(paths), 2 * ROW_INCHES + 0.4, "Reading the figures, milliseconds (median)", result)
+    for index, (axis, path) in enumerate(zip(axes, paths, strict=True)):
+        found = {f"{row['jobs']:,} jobs": row for row in rows if row["path"] == path}
+        notes = {name: f"99 %: {number(row['p99_ms'])}" for name, row in found.items()}
+        bars(axis, {name: row["median_ms"] for name, row in found.items()}, (OTHERS[0], OURS), notes, names=index == 0)
+        axis.set_title(path)
+    return made
+
+
 DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "throughput": throughput,
     "small_jobs": small_jobs,
@@ -344,6 +357,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "downloads": downloads,
     "batches": batches,
     "cache": cache,
+    "metrics": metrics,
     "gpu": gpu,
 }
 

@@ -10,9 +10,10 @@ from typing import Any
 from celery.worker.control import inspect_command
 
 from core.errors import LedgerUnavailable
+from core.ledger import BUCKET_SECONDS
 from worker import app, lifecycle
 
-DEVICE_FACTS = ("device", "dtype", "state")
+DEVICE_FACTS = ("device", "device_name", "dtype", "state")
 MODEL_FACTS = ("model", "revision", "engine", "dtype", "parity", "dimensions", "max_tokens", "prompts")
 BATCH_FACTS = (
     "batches",
@@ -57,8 +58,14 @@ def model(state: Any) -> dict[str, Any]:
 
 @inspect_command()
 def batches(state: Any) -> dict[str, Any]:
-    """How this worker's batches were, and the last one. Padding is a share of all tokens, padding included."""
+    """How this worker's batches were, and the last one; how long its stages took. Padding is a share of all tokens with it."""
     return _answer(_batches)
+
+
+def _mean(found: dict[str, Any]) -> dict[str, float]:
+    """How many values a histogram of the report has, and their mean."""
+    count = found["counts"][-1]
+    return {"count": count, "mean": round(found["sum"] / count, 6) if count else 0.0}
 
 
 def _batches(report: dict[str, Any]) -> dict[str, Any]:
@@ -66,23 +73,33 @@ def _batches(report: dict[str, Any]) -> dict[str, Any]:
     if last := found["last_batch"]:
         age = max(0.0, time.time() - last["ended_at"])  # parent and child share a clock
         found["last_batch"] = {fact: value for fact, value in last.items() if fact != "ended_at"} | {"age_seconds": round(age, 1)}
-    return found
+    histograms = dict(report["histograms"])
+    stages = {stage: _mean(times) for stage, times in histograms.pop("stage_seconds", {}).items()}
+    return found | {"stage_seconds": stages} | {name: _mean(values) for name, values in histograms.items()}
 
 
 @inspect_command()
 def ledger(state: Any) -> dict[str, Any]:
-    """What waits and runs in this worker's queues."""
+    """What waits and runs in this worker's queues; of all queues the jobs by state, the counters, and the throughput."""
     try:
-        states = lifecycle.open_ledger(2.0, 0).queue_states(app.amqp.queues.consume_from)
+        survey = lifecycle.open_ledger(2.0, 0).survey(app.amqp.queues.consume_from)
     except LedgerUnavailable as error:
         return {"error": error.message}
-    return {
+    queues = {
         found.name: {
             "waiting": found.waiting,
-            "running": found.running,
+            "running": found.running_by_lane,
             "suspects": found.suspects,
-            "oldest_seconds": found.oldest_seconds,
+            "oldest_seconds": found.oldest_by_lane,
             "workers": [worker.name for worker in found.workers],
         }
-        for found in states
+        for found in survey.queues
+    }
+    return queues | {
+        "totals": {
+            "jobs": survey.jobs,
+            "kept_jobs": survey.kept_jobs,
+            "counters": survey.counters,
+            "throughput": {"seconds_each": BUCKET_SECONDS, "inputs": survey.throughput},
+        }
     }

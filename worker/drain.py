@@ -25,6 +25,7 @@ from core.recovery import Step, next_step, why_it_failed
 from core.tracing import NOTHING, Span
 from worker.cache import Cache
 from worker.engines import Engine, Tokens
+from worker.histograms import Histograms
 from worker.leases import Leases
 from worker.log import log, of
 from worker.watchdog import Calls
@@ -87,6 +88,7 @@ class Drain:
         self.worker = worker
         self.cache = Cache(ledger, engine.facts, settings.cache_bytes)
         self.busy = False
+        self.histograms = Histograms()
         self._wake = wake
         self._stopping = stopping
         self._linger_seconds = linger_seconds
@@ -114,6 +116,7 @@ class Drain:
             "inputs_per_second": round(self._inputs / self._seconds, 1) if self._seconds else 0.0,
             "batches": self._batches,
             "tokens": self._tokens,
+            "padding_tokens": self._padded - self._tokens,
             "padding_share": round(1 - self._tokens / self._padded, 4) if self._padded else 0.0,
             "tokens_per_second": round(self._budget.tokens_per_second),
             "budget_tokens": self._budget.tokens,
@@ -175,6 +178,8 @@ class Drain:
         )
         if claim.wake:
             self._wake(queue)
+        for shard in claim.shards:
+            self.histograms.stages["wait"].count(shard.waited_seconds)
         works = [Work(shard, self.engine.facts.dimensions) for shard in claim.shards]
         self._leases.hold(queue, works)
         self._calls.alone(queue, claim.shards[0] if claim.alone else None)
@@ -185,6 +190,8 @@ class Drain:
             begun = time.perf_counter()
             items = [item for work in taken_up for item in self._tokenize(work)]
             span.record("tokenize", time.perf_counter() - begun, inputs=len(items))
+            if items:
+                self.histograms.stages["tokenize"].count(time.perf_counter() - begun)
         except BaseException as error:
             self._leases.drop(works, error)
             raise
@@ -410,6 +417,10 @@ class Drain:
         self._batches += 1
         self._seconds += seconds
         done.items[0].work.span.record("forward", seconds, inputs=len(done.items), tokens=unpadded, tokens_with_padding=tokens)
+        self.histograms.stages["forward"].count(seconds)
+        self.histograms.batch_inputs.count(len(done.items))
+        self.histograms.batch_tokens.count(unpadded)
+        self.histograms.batch_padding.count(1 - unpadded / tokens)
         self._last_batch = {
             "inputs": len(done.items),
             "tokens": unpadded,
@@ -446,6 +457,7 @@ class Drain:
             self._leases.drop(works, error)
             raise
         works[0].span.record("commit", time.perf_counter() - begun, shards=len(works), stored=sum(stored))
+        self.histograms.stages["commit"].count(time.perf_counter() - begun)
         self._leases.drop(works)
         self.cache.keep(work for work, is_stored in zip(works, stored, strict=True) if is_stored)
 

@@ -146,8 +146,10 @@ class Process:
                 dimensions=facts.dimensions,
                 max_tokens=facts.max_tokens,
                 prompts=tuple(facts.prompts),
-                facts=self.engine.memory() | self._drain.figures(),
+                facts=self.engine.memory() | self.engine.device_figures() | self._drain.figures(),
                 parity=facts.parity,
+                device_name=facts.device_name,
+                histograms=self._drain.histograms.report(),
             ),
             lifetime_seconds=3 * settings.heartbeat_seconds,
         )

@@ -24,6 +24,7 @@ def index() -> Response:
         "queues": "/v1/queues",
         "health": "/healthz",
         "ready": "/readyz",
+        "metrics": "/metrics",
         "docs": "/docs",
         "openapi": "/openapi.json",
     }

@@ -8,7 +8,7 @@ from api.queries import Query
 from api.records import QueueList, QueueRecord
 from api.schemas import queue_record
 from api.services import services
-from core.ledger import QueueState
+from core.ledger import BUCKET_SECONDS, QueueState
 from core.models import Model
 from core.routing import QUEUES, auto_shares
 
@@ -21,13 +21,16 @@ def list_queues() -> Response:
     """What waits and runs, on which devices, and which share of the `auto` jobs goes where."""
     Query(request.args, ())
     found = services()
-    states = found.ledger.queue_states(found.models.queues)
+    survey = found.ledger.survey(found.models.queues)
+    states = survey.queues
     totals = {
         "waiting": sum(sum(state.waiting.values()) for state in states),
         "max_waiting": found.settings.max_waiting_inputs,
         "running": sum(state.running for state in states),
         "workers": len({worker.name for state in states for worker in state.workers}),
-        "counters": found.ledger.counters(),
+        "jobs": survey.jobs,
+        "counters": survey.counters,
+        "throughput": {"seconds_each": BUCKET_SECONDS, "inputs": survey.throughput},
     }
     by_name = {state.name: state for state in states}
     data = [record for model in found.models.all for record in _records(model, by_name, found.settings.gpu_share)]

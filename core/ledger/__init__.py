@@ -20,7 +20,8 @@ after the prefix of the settings (default `vector-api:`):
     moving                           string  the worker that moves jobs just now                  1 s
     waiting                          hash    <queue>:<lane> -> inputs not under a lease           never
     live                             hash    bytes, jobs:<tenant>, inputs:<tenant> not yet ended; when empty
-                                             files, files:<tenant>: what files that were sent count for
+                                             files, files:<tenant>: what files that were sent count for;
+                                             queued, running: jobs; interactive:<queue>: inputs under a lease
     rate:<kind>:<tenant>             string  when the tenant's requests or inputs are whole again when they are
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
     worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
@@ -43,7 +44,8 @@ after the prefix of the settings (default `vector-api:`):
     delivery:<job>/<target>          hash    an event for a webhook, and what came of it          7 days
     due:<tenant>:<target>            zset    deliveries that wait, by the time of their next try  7 days after the last came
     deliveries:<tenant>              zset    the last 1,000 deliveries by creation: the log       7 days after the last came
-    counters                         hash    totals since the ledger began                        never
+    counters                         hash    totals since the ledger began, see below             never
+    throughput:<n>                   string  inputs embedded in the n-th 10 s since 1970          620 s
     cache                            hash    digest -> entry of `core.ledger.cache`; bytes of all never, see below
     cache:used                       zset    digests by the time of their last use, in seconds    never
     version                          string  the layout of the keys, 2                            never
@@ -55,6 +57,14 @@ Where traces are on, `traceparent` in a job's record is that of its submission; 
 
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
+
+**Counters.** Per queue: `submitted:<queue>` (jobs); `inputs:<queue>` (that have a vector), `cached:`, `truncated:` and
+`failed:<queue>:<code>` (of these, and those without one), `tokens:` (of both); `retried:` (shards that were handed out before),
+`divided:`, `hung:` (their engine did not come back) and `refused:` (their result was thrown away: cancelled, or the lease went to
+another); `moved:` (jobs that came by `move`); `claims:` (whose turn it is, not for people). In all: `recovered` (shards whose
+lease ran out, or that hung), `ended:<status>` (jobs). Of a dry run only its job is counted.
+
+`live` counts a job as the field `counted` in its record says; one of an older version has none until a worker claims some of it.
 
 A queue is `cpu` or `gpu` of the default model, or `cpu.<alias>`, `gpu.<alias>` of another (`core.models`).
 
@@ -94,6 +104,7 @@ from core.ledger.batches import Batch, Batches, LineBlock, NewBatch
 from core.ledger.deliveries import DELIVERED, GIVEN_UP, WAITING, Deliveries, Delivery, State
 from core.ledger.files import FILE_BYTES, PIECE_BYTES, File, Files
 from core.ledger.ledger import (
+    BUCKET_SECONDS,
     NO_LIMITS,
     Allowance,
     Claim,
@@ -103,6 +114,7 @@ from core.ledger.ledger import (
     Limits,
     NewJob,
     QueueState,
+    Survey,
     Worker,
     connect,
     rate_limited,
@@ -111,6 +123,7 @@ from core.ledger.ledger import (
 from core.ledger.storing import StoringLedger, open_ledger
 
 __all__ = [
+    "BUCKET_SECONDS",
     "DELIVERED",
     "FILE_BYTES",
     "GIVEN_UP",
@@ -135,6 +148,7 @@ __all__ = [
     "QueueState",
     "State",
     "StoringLedger",
+    "Survey",
     "Worker",
     "connect",
     "open_ledger",

@@ -7,7 +7,8 @@ local held = {}
 for n = 2, #ARGV, 3 do
   local id, shard, attempt = unpack(ARGV, n, n + 2)
   local mine = is_held(queue, id, shard, attempt)
-  if mine then redis.call('SADD', key('stored'), id) end
+  if mine then redis.call('SADD', key('stored'), id) else tally('refused:' .. queue, 1) end
   table.insert(held, mine and 1 or 0)
 end
+write_counts()
 return held

@@ -25,19 +25,27 @@ local function is_live(status) return status == 'queued' or status == 'running' 
 
 -- Whether the worker that was given this attempt still holds the shard: not cancelled, not given to another. An attempt's number
 -- is the fence: it grows with every claim and comes only once, whatever became of those before. Then returns also the
--- job's tenant, and its bytes, which a job of an older version does not have: it is not counted.
+-- job's lane and tenant, and its bytes, which a job of an older version does not have: it is not counted.
 local function is_held(queue, id, shard, attempt)
   if redis.call('HGET', key('attempts', id), shard) ~= attempt
     or not redis.call('ZSCORE', key('leases', queue), id .. '/' .. shard) then return false end
-  local status, tenant, bytes = unpack(redis.call('HMGET', key('job', id), 'status', 'tenant', 'bytes'))
-  return is_live(status), tenant, bytes
+  local status, lane, tenant, bytes = unpack(redis.call('HMGET', key('job', id), 'status', 'lane', 'tenant', 'bytes'))
+  return is_live(status), lane, tenant, bytes
 end
 
 -- What still needs its vectors, waiting or being embedded, is counted in `live` for the limits: bytes of all, jobs and inputs of
--- each tenant. Changes are collected and written once, at the end of a script: `write_counts`.
-local counts, shrunk = {}, {} -- by field; bytes that a job has lost, by its id
+-- each tenant; and for those who watch: queued and running jobs. Totals are in `counters`. Changes are collected and written once,
+-- at the end of a script: `write_counts`.
+local counts, totals, shrunk = {}, {}, {} -- by field, by field; bytes that a job has lost, by its id
 
 local function count(field, n) counts[field] = (counts[field] or 0) + n end
+
+local function tally(field, n) totals[field] = (totals[field] or 0) + n end
+
+-- Inputs have come under a lease (or, negative, left it): in `live` only those of the interactive lane are told from the rest.
+local function count_leased(queue, lane, inputs)
+  if lane == 'interactive' then count('interactive:' .. queue, inputs) end
+end
 
 -- A job has lost (or won) input blocks of so many bytes.
 local function shrink(id, bytes)
@@ -49,9 +57,16 @@ local function write_counts()
   for id, bytes in pairs(shrunk) do redis.call('HINCRBY', key('job', id), 'bytes', 0 - bytes) end
   local none = {}
   for field, n in pairs(counts) do
-    if n ~= 0 and redis.call('HINCRBY', key('live'), field, n) == 0 then table.insert(none, field) end
+    -- Without a lease no input is under one, whatever an older version, which does not count them, has done to leases.
+    local queue = string.match(field, '^interactive:(.*)$')
+    local over = queue and redis.call('EXISTS', key('leases', queue)) == 0
+    if over or n ~= 0 and redis.call('HINCRBY', key('live'), field, n) == 0 then table.insert(none, field) end
   end
   if none[1] then redis.call('HDEL', key('live'), unpack(none)) end
+  for field, n in pairs(totals) do
+    if n ~= 0 then redis.call('HINCRBY', key('counters'), field, n) end
+  end
+  counts, totals, shrunk = {}, {}, {}
 end
 
 -- The first limit that a job of so many inputs and bytes would break, or nil:
@@ -158,9 +173,9 @@ local function recover(queue)
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 100)) do
     redis.call('ZREM', leases, member)
     local id, shard = split(member)
-    if is_live(redis.call('HGET', key('job', id), 'status')) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then
-      suspect(id, shard, 'died')
-    end
+    local status, lane = unpack(redis.call('HMGET', key('job', id), 'status', 'lane'))
+    count_leased(queue, lane, 0 - count_of(shard))
+    if is_live(status) and redis.call('HEXISTS', key('inputs', id), shard) == 1 then suspect(id, shard, 'died') end
   end
 end
 
@@ -247,8 +262,8 @@ end
 -- completion window is over.
 local function finish(id, status, lapsed)
   local job = key('job', id)
-  local found =
-    redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed', 'notify')
+  local found = redis.call('HMGET', job, 'tenant', 'ttl_seconds', 'idempotency', 'queue', 'home', 'bytes', 'total', 'done', 'failed',
+    'notify', 'counted')
   local expires = now + found[2] * 1000
   redis.call('HSET', job, 'status', status, 'ended_at', now, 'expires_at', expires)
   if found[6] then
@@ -257,6 +272,8 @@ local function finish(id, status, lapsed)
     count('jobs:' .. found[1], -1)
     shrunk[id] = nil
   end
+  if found[11] then count(found[11], -1) end
+  tally('ended:' .. status, 1)
   redis.call('UNLINK', key('inputs', id), key('pending', id), key('attempts', id), key('deaths', id))
   for _, kind in ipairs({'job', 'vectors', 'errors'}) do redis.call('PEXPIREAT', key(kind, id), expires) end
   if redis.call('ZREM', key('deadlines'), id) == 1 then end_batch(id, found[1], now, expires) end
@@ -284,7 +301,9 @@ local function cancel(id, lapsed)
   add_waiting(queue, lane, 0 - waiting) -- not -waiting: Redis 6 does not take Lua's -0
   local claimed_from = home and {home, fallback} or {queue}
   for _, shard in ipairs(redis.call('HKEYS', key('attempts', id))) do
-    for _, at in ipairs(claimed_from) do redis.call('ZREM', key('leases', at), id .. '/' .. shard) end
+    for _, at in ipairs(claimed_from) do
+      if redis.call('ZREM', key('leases', at), id .. '/' .. shard) == 1 then count_leased(at, lane, 0 - count_of(shard)) end
+    end
   end
   finish(id, 'cancelled', lapsed)
 end

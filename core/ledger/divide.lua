@@ -6,6 +6,8 @@ if redis.call('HGET', key('attempts', id), shard) ~= attempt
   or redis.call('ZREM', key('leases', queue), id .. '/' .. shard) == 0 then return 0 end
 local record = redis.call('HMGET', key('job', id), 'status', 'lane', 'queue', 'bytes')
 if not is_live(record[1]) then return 0 end
+count_leased(queue, record[2], 0 - count_of(shard))
+tally('divided:' .. queue, 1)
 local lost = redis.call('HSTRLEN', key('inputs', id), shard)
 redis.call('HDEL', key('inputs', id), shard)
 redis.call('HDEL', key('attempts', id), shard)

@@ -4,8 +4,10 @@
 local queue, id, shard, attempt = unpack(ARGV)
 local found = redis.call('HGET', key('deaths', id), shard)
 if not found or redis.call('HGET', key('attempts', id), shard) ~= attempt then return 0 end
-if is_held(queue, id, shard, attempt) then
+local held, lane = is_held(queue, id, shard, attempt)
+if held then
   redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
+  count_leased(queue, lane, 0 - count_of(shard))
   suspect(id, shard, 'hung')
 else
   local fates = cjson.decode(found)
@@ -13,5 +15,6 @@ else
   fates[attempt] = 'hung'
   redis.call('HSET', key('deaths', id), shard, cjson.encode(fates))
 end
-redis.call('HINCRBY', key('counters'), 'hung:' .. queue, 1)
+tally('hung:' .. queue, 1)
+write_counts()
 return 1

@@ -6,8 +6,9 @@ import math
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -49,6 +50,10 @@ SHOWN_ERRORS = 100
 UNKNOWN_RETRY_SECONDS = 60
 LONGEST_RETRY_SECONDS = 120
 """When to come back: while nobody works, and at the latest."""
+
+BUCKET_SECONDS = 10
+BUCKETS = 60
+"""Of the throughput's history, as in commit.lua."""
 
 WAITING = {
     "MAX_WAITING_INPUTS": ("{} inputs wait", ", {} were sent"),
@@ -138,6 +143,8 @@ class ClaimedShard:
     """Workers that ended while they held it alone."""
     hangs: int = 0
     """How many of these because their engine did not come back."""
+    waited_seconds: float = 0.0
+    """From the job's creation to this claim, by Redis's clock."""
     unreadable: str = ""
     """Why there are no inputs, or nothing: they are there."""
 
@@ -184,6 +191,10 @@ class Worker:
     parity: float | None = None
     """Worst cosine of its engine against float32 torch; None when it was not measured."""
     seen_at: float = 0.0
+    device_name: str = ""
+    """What its maker calls the device."""
+    histograms: dict[str, Any] = field(default_factory=dict)
+    """How its stages and batches were since it began, see `worker.histograms`."""
 
 
 @dataclass(frozen=True)
@@ -192,16 +203,41 @@ class QueueState:
 
     name: str
     waiting: dict[str, int]
-    running: int
+    """By lane, as all that follows from here on to `suspects`."""
+    running_by_lane: dict[str, int]
+    oldest_by_lane: dict[str, float]
+    """Age of the oldest job with unclaimed shards; a lane without any has none."""
     suspects: int
-    oldest_seconds: float | None
-    """Age of the oldest job with unclaimed shards."""
     workers: tuple[Worker, ...]
+
+    @property
+    def running(self) -> int:
+        return sum(self.running_by_lane.values())
+
+    @property
+    def oldest_seconds(self) -> float | None:
+        return max(self.oldest_by_lane.values(), default=None)
 
     @property
     def stalled(self) -> bool:
         """Work waits and no worker lives that could take it."""
         return sum(self.waiting.values()) > 0 and not self.workers
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The ledger as it stands, read in a few round trips however many jobs there are."""
+
+    queues: tuple[QueueState, ...]
+    workers: tuple[Worker, ...]
+    """All that live."""
+    jobs: dict[str, int]
+    """Those that have not ended, by status."""
+    kept_jobs: int
+    """Those that have, and are kept; batches whose file could not be embedded count as well."""
+    counters: dict[str, int]
+    throughput: tuple[int, ...]
+    """Inputs embedded in each of the last `BUCKETS` times `BUCKET_SECONDS`, oldest first; the last one is still running."""
 
 
 def connect(url: str, *, timeout_seconds: float, retries: int) -> redis.Redis:
@@ -568,40 +604,80 @@ class Ledger:
         return {job_id: _text(traceparent) for job_id, traceparent in zip(ids, found, strict=True) if traceparent}
 
     @_translated
-    def queue_states(self, names: Iterable[str]) -> list[QueueState]:
-        """Each queue as it stands."""
-        workers = self.workers()
-        return [self._queue_state(name, tuple(w for w in workers if name in w.queues)) for name in names]
-
-    def _queue_state(self, name: str, workers: tuple[Worker, ...]) -> QueueState:
-        lanes = [lane.value for lane in Lane]
+    def survey(self, queues: Iterable[str]) -> Survey:
+        """The ledger as it stands, in three round trips."""
+        names, lanes = list(queues), [lane.value for lane in Lane]
+        states = [status.value for status in JobStatus if not status.ended]
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(self._key("waiting"), [f"{name}:{lane}" for lane in lanes])
-            pipe.zrange(self._key("leases", name), 0, -1)
-            pipe.llen(self._key("suspects", name))
-            for lane in lanes:
-                pipe.lrange(self._key("tenants", name, lane), 0, -1)
-            waiting, leases, suspects, *tenants = pipe.execute()
-        heads = [self._key("line", name, lane, _text(t)) for lane, found in zip(lanes, tenants, strict=True) for t in found]
-        return QueueState(
-            name=name,
-            waiting={lane: int(n or 0) for lane, n in zip(lanes, waiting, strict=True)},
-            running=sum(Span.parse(_text(member).split("/")[1]).count for member in leases),
-            suspects=suspects,
-            oldest_seconds=self._oldest_seconds(heads),
-            workers=workers,
+            pipe.get(self._key("version"))
+            pipe.time()
+            pipe.zrange(self._key("workers"), 0, -1)
+            pipe.hgetall(self._key("waiting"))
+            pipe.hmget(self._key("live"), [*states, *(f"{Lane.INTERACTIVE.value}:{name}" for name in names)])
+            pipe.zcard(self._key("expiring"))
+            pipe.hgetall(self._key("counters"))
+            for name in names:
+                pipe.zrange(self._key("leases", name), 0, -1)
+                pipe.llen(self._key("suspects", name))
+                for lane in lanes:
+                    pipe.lrange(self._key("tenants", name, lane), 0, -1)
+            layout, (seconds, microseconds), found, waiting, live, kept, counters, *of_queues = pipe.execute()
+            _require_known(layout)
+            workers = sorted(_text(worker) for worker in found)
+            each = 2 + len(lanes)
+            parts = [of_queues[n : n + each] for n in range(0, len(of_queues), each)]
+            lines = [
+                (name, lane, _text(tenant))
+                for name, part in zip(names, parts, strict=True)
+                for lane, tenants in zip(lanes, part[2:], strict=True)
+                for tenant in tenants
+            ]
+            bucket = seconds // BUCKET_SECONDS
+            pipe.mget([self._key("throughput", str(n)) for n in range(bucket - BUCKETS + 1, bucket + 1)])
+            for worker in workers:
+                pipe.hget(self._key("worker", worker), "report")
+            for line in lines:
+                pipe.lindex(self._key("line", *line), 0)
+            throughput, *rest = pipe.execute()
+            reports, heads = rest[: len(workers)], rest[len(workers) :]
+            for job_id in heads:
+                pipe.hget(self._key("job", _text(job_id or b"")), "created_at")
+            created = pipe.execute()
+        alive = tuple(_worker(report) for report in reports if report is not None)
+        oldest: dict[tuple[str, str], float] = {}
+        for (name, lane, _), came in zip(lines, created, strict=True):
+            if came:
+                age = max(0.0, seconds + microseconds / 1e6 - int(came) / 1000)
+                oldest[name, lane] = max(age, oldest.get((name, lane), 0.0))
+        waits, interactive = _record(waiting), live[len(states) :]
+        return Survey(
+            queues=tuple(
+                QueueState(
+                    name=name,
+                    waiting={lane: int(waits.get(f"{name}:{lane}", 0)) for lane in lanes},
+                    running_by_lane=_by_lane(leases, int(urgent or 0)),
+                    oldest_by_lane={lane: oldest[name, lane] for lane in lanes if (name, lane) in oldest},
+                    suspects=suspects,
+                    workers=tuple(worker for worker in alive if name in worker.queues),
+                )
+                for name, (leases, suspects, *_), urgent in zip(names, parts, interactive, strict=True)
+            ),
+            workers=alive,
+            jobs={state: max(0, int(n or 0)) for state, n in zip(states, live, strict=False)},
+            kept_jobs=kept,
+            counters={name: int(value) for name, value in _record(counters).items()},
+            throughput=tuple(int(inputs or 0) for inputs in throughput),
         )
 
-    def _oldest_seconds(self, lines: Sequence[str]) -> float | None:
-        with self._redis.pipeline(transaction=False) as pipe:
-            for line in lines:
-                pipe.lindex(line, 0)
-            ids = pipe.execute()
-            for job_id in filter(None, ids):
-                pipe.hget(self._key("job", _text(job_id)), "created_at")
-            created = pipe.execute()
-        times = [int(value) / 1000 for value in created if value]
-        return max(0.0, time.time() - min(times)) if times else None
+    @_translated
+    def memory(self) -> tuple[int, int]:
+        """Bytes that Redis uses, and that it may use; 0 is as many as there are."""
+        found = self._redis.info("memory")
+        return int(found["used_memory"]), int(found["maxmemory"])
+
+    def queue_states(self, names: Iterable[str]) -> tuple[QueueState, ...]:
+        """Each queue as it stands."""
+        return self.survey(names).queues
 
     # What a worker calls ------------------------------------------------------------------------------------------
 
@@ -630,9 +706,14 @@ class Ledger:
         deaths = fates.count("died") + hangs
         shards = tuple(
             _claimed(
-                (_text(job), Span.parse(_text(span)), int(attempt), _text(model), _text(owner)), options, block, deaths, hangs
+                (_text(job), Span.parse(_text(span)), int(attempt), _text(model), _text(owner)),
+                options,
+                block,
+                deaths=deaths,
+                hangs=hangs,
+                waited_seconds=int(waited) / 1000,
             )
-            for job, span, attempt, model, owner, options, block in zip(*[iter(rest)] * 7, strict=True)
+            for job, span, attempt, model, owner, waited, options, block in zip(*[iter(rest)] * 8, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 
@@ -686,6 +767,7 @@ class Ledger:
             args += _name(item.shard)
             args += [block, result.dimensions, len(result.errors), sum(result.tokens), len(result.truncated), item.cached]
             args.append(json.dumps([json.dumps(asdict(error)) for error in result.errors.values()][:SHOWN_ERRORS]))
+            args.append(json.dumps(Counter(error.code for error in result.errors.values())) if result.errors else "")
         return [bool(stored) for stored in self._run("commit", *args)]
 
     @_translated
@@ -731,7 +813,7 @@ class Ledger:
 
     @_translated
     def counters(self) -> dict[str, int]:
-        """Totals since the ledger began: inputs, tokens and inputs from the cache per queue, recovered shards."""
+        """Totals since the ledger began; `core.ledger` lists them."""
         return {name: int(value) for name, value in _record(self._redis.hgetall(self._key("counters"))).items()}
 
 
@@ -773,14 +855,21 @@ def _require_known(version: bytes | str | None) -> None:
         raise _newer_layout(_text(version))
 
 
-def _claimed(name: tuple[str, Span, int, str, str], options: bytes, block: bytes, deaths: int, hangs: int) -> ClaimedShard:
+def _by_lane(leases: Iterable[bytes], interactive: int) -> dict[str, int]:
+    """Inputs under leases (<job>/<shard>): all are known, and so many of the interactive lane are counted."""
+    running = sum(Span.parse(_text(member).split("/")[1]).count for member in leases)
+    interactive = min(max(0, interactive), running)
+    return {Lane.INTERACTIVE.value: interactive, Lane.BULK.value: running - interactive}
+
+
+def _claimed(name: tuple[str, Span, int, str, str], options: bytes, block: bytes, **facts: Any) -> ClaimedShard:
     try:
-        return ClaimedShard(*name, JobOptions.from_json(options), unpack_inputs(block), deaths, hangs)
+        return ClaimedShard(*name, JobOptions.from_json(options), unpack_inputs(block), **facts)
     except UnreadableBlock as error:
         reason = error.message
     except (ValueError, TypeError):
         reason = "the job's options were written by another version"
-    return ClaimedShard(*name, JobOptions(), (), unreadable=reason)
+    return ClaimedShard(*name, JobOptions(), (), unreadable=reason, **facts)
 
 
 def _worker(report: bytes) -> Worker:

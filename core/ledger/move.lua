@@ -10,7 +10,10 @@ local home_lives, fallback_lives = prune(key('workers', home)) > 0, prune(key('w
 if not (home_lives or fallback_lives) then return 0 end
 local from, to = home, fallback
 if home_lives then from, to = fallback, home end
-if not (home_lives and fallback_lives) then recover(from) end -- nobody claims there, where this is done otherwise
+if not (home_lives and fallback_lives) then -- nobody claims there, where this is done otherwise
+  recover(from)
+  write_counts()
+end
 
 local index = key('auto', from)
 local jobs = redis.call('ZRANGE', index, 0, MOST_JOBS - 1) -- oldest first, so they keep their order
@@ -58,8 +61,9 @@ for _, id in ipairs(jobs) do
   local waiting = waiting_of(id, unpack(record, 4, 6))
   add_waiting(from, lane, 0 - waiting) -- not -waiting: Redis 6 does not take Lua's -0
   add_waiting(to, lane, waiting)
-  redis.call('HINCRBY', key('counters'), 'moved:' .. to, 1)
+  tally('moved:' .. to, 1)
 end
+write_counts()
 local left = redis.call('ZCARD', index)
 if left == 0 then redis.call('DEL', key('moving')) end
 return left

@@ -13,10 +13,12 @@ for n = #ARGV - 2, 3, -3 do -- backwards: each goes to the front
       line_up(id, waits, record[2], record[3], true)
     end
     add_waiting(waits, record[2], count_of(shard))
+    count_leased(queue, record[2], 0 - count_of(shard))
   else
     excuse(id, shard, attempt)
   end
 end
+write_counts()
 redis.call('ZREM', key('draining', queue), worker)
 redis.call('DEL', key('wake', queue))
 return wants_wake(queue)

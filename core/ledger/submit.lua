@@ -33,10 +33,12 @@ end
 
 mark_layout()
 redis.call('HSET', job, 'status', 'queued', 'created_at', now, 'tenant', tenant, 'queue', queue, 'lane', lane,
-  'total', inputs, 'bytes', bytes, unpack(ARGV, FIELDS, SHARDS - 1))
+  'total', inputs, 'bytes', bytes, 'counted', 'queued', unpack(ARGV, FIELDS, SHARDS - 1))
 count('bytes', bytes)
 count('jobs:' .. tenant, 1)
 count('inputs:' .. tenant, inputs)
+count('queued', 1)
+tally('submitted:' .. queue, 1)
 write_counts()
 if before then redis.call('DEL', key('staged', id)) end
 redis.call('PERSIST', key('inputs', id))

@@ -29,8 +29,8 @@ PERMANENT = {
     "workers:gpu",
 }
 """The keys that outlive every job, but for those of the next two kinds, and for the cache, which is off here as by default."""
-ALSO_PERMANENT = ("worker:", "celery:_kombu.binding")
-"""The reports of living workers; Celery's list of its queues."""
+ALSO_PERMANENT = ("worker:", "celery:_kombu.binding", "throughput:")
+"""The reports of living workers; Celery's list of its queues; the throughput of the last ten minutes, which expires."""
 
 
 @pytest.fixture(scope="module")

@@ -330,9 +330,14 @@ def test_queues_show_what_waits_runs_and_who_works(api: httpx.Client, driver: Dr
         "seen_at",
         "facts",
     } <= set(worker)
+    assert (worker["inputs_per_second"], worker["power_watts"], worker["device_name"]) == (10.0, None, None)
+    assert "histograms" not in worker
     assert answer["totals"]["waiting"] == 9
     assert answer["totals"]["running"] == 1
     assert answer["totals"]["workers"] == 2
+    assert answer["totals"]["jobs"] == {"queued": 2, "running": 1}
+    assert answer["totals"]["counters"]["submitted:cpu"] == 2
+    assert answer["totals"]["throughput"] == {"seconds_each": 10, "inputs": [0] * 60}
 
 
 def test_queues_show_what_waits_for_workers_that_do_not_live(api: httpx.Client, driver: Driver) -> None:

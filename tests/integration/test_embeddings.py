@@ -89,7 +89,19 @@ def raw(url: str) -> Iterator[httpx.Client]:
 
 def keys_of_jobs(stack: Stack) -> set[bytes]:
     """What is in Redis for the sake of jobs: everything but counters, and what workers say of themselves and to each other."""
-    others = (b"version", b"worker", b"draining", b"wake", b"waiting", b"counters", b"celery", b"moving", b"rate", b"idempotency")
+    others = (
+        b"version",
+        b"worker",
+        b"draining",
+        b"wake",
+        b"waiting",
+        b"counters",
+        b"celery",
+        b"moving",
+        b"rate",
+        b"idempotency",
+        b"throughput",
+    )
     with redis.Redis.from_url(stack.redis_url) as server:
         names = {name.removeprefix(b"vector-api:") for name in server.scan_iter(count=1000)}
     return {name for name in names if not name.startswith(others)}

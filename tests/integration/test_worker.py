@@ -233,12 +233,17 @@ def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger, tmp_pa
         (answer,) = replies.values()
         assert "error" not in answer
     (device,) = next(iter(found["device"].values())).values()
-    assert (device["device"], device["dtype"]) == ("cpu", "float32")
+    assert (device["device"], device["dtype"], device["state"]) == ("cpu", "float32", "busy")
     (model,) = next(iter(found["model"].values())).values()
     assert (model["engine"], model["dimensions"], model["parity"]) == ("fake", 8, 0.99995)
     (batches,) = next(iter(found["batches"].values())).values()
     assert (batches["batches"], batches["budget_tokens"], batches["last_batch"]) == (0, 2048, None)
-    assert next(iter(found["ledger"].values()))["cpu"]["running"] > 0
+    assert (batches["batch_inputs"], batches["stage_seconds"]["wait"]["count"]) == ({"count": 0, "mean": 0.0}, 1)
+    shown = next(iter(found["ledger"].values()))
+    assert shown["cpu"]["running"] == {"interactive": 0, "bulk": 1}
+    assert shown["totals"]["jobs"] == {"queued": 0, "running": 1}
+    assert shown["totals"]["counters"]["submitted:cpu"] == 1
+    assert len(shown["totals"]["throughput"]["inputs"]) == 60
 
 
 @pytest.mark.parametrize(

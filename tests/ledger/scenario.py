@@ -158,8 +158,9 @@ class Scenario:
         return PREFIX + ":".join(parts)
 
     def all_keys(self) -> set[str]:
-        """But for the layout's version, which is there from the first job or worker on."""
-        return {name.decode() for name in self.redis.scan_iter(count=10_000)} - {self.key("version")}
+        """But for the layout's version, which is there from the first job or worker on, and the throughput, which expires."""
+        found = {name.decode() for name in self.redis.scan_iter(count=10_000)} - {self.key("version")}
+        return {name for name in found if not name.startswith(self.key("throughput", ""))}
 
     def snapshot(self) -> dict[bytes, bytes]:
         """Every key with its value."""
@@ -255,6 +256,8 @@ class Keys:
                 job_id, shard = member.split("/")
                 assert jobs[job_id]["queue"] == queue or "home" in jobs[job_id], "a job that cannot move has a lease elsewhere"
                 held[job_id].append(shard)
+                if jobs[job_id]["lane"] == Lane.INTERACTIVE:
+                    limited[f"interactive:{queue}"] += Span.parse(shard).count
             movable = {job_id for job_id, record in jobs.items() if "home" in record and record["queue"] == queue}
             live = {job_id for job_id in movable if not JobStatus(jobs[job_id]["status"]).ended}
             assert set(dict(self.of("auto", queue))) == live, "a job that may move is not found, or one is that may not"
@@ -270,6 +273,9 @@ class Keys:
                     {f"jobs:{record['tenant']}": 1, f"inputs:{record['tenant']}": left, "bytes": self.bytes[job_id]}
                 )
                 assert int(record["bytes"]) == self.bytes[job_id], "the job's counter of input bytes is off"
+            if "counted" in record:
+                assert record["counted"] == record["status"], "a job is counted among those of another status"
+                limited[record["counted"]] += 1
             lane = f"{record['queue']}:{record['lane']}"
             pending = self.of("pending", job_id)
             if pending:
@@ -285,7 +291,7 @@ class Keys:
         for member, size_bytes in dict(self.of("sizes")).items():
             limited += Counter({"files": int(size_bytes), f"files:{member.split('/')[1]}": int(size_bytes)})
         assert set(dict(self.of("sizes"))) == set(dict(self.of("uploads"))), "files that are counted and never forgotten"
-        assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what the limits count is off"
+        assert {name: int(n) for name, n in dict(self.of("live")).items()} == limited, "what is counted of live jobs is off"
         for name, members in self._sorted("due").items():
             for member, _ in members:
                 assert self.of("delivery", member)["state"] == "waiting", f"{member} in due:{name} has ended and is tried again"

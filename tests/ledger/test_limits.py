@@ -36,14 +36,15 @@ def test_jobs_and_inputs_of_each_tenant_and_bytes_of_all_are_counted_until_they_
     at.submit("job1", (2, 1))
     at.submit("job2", (4,), tenant="bob")
     both = {"jobs:alice": 1, "inputs:alice": 3, "jobs:bob": 1, "inputs:bob": 4}
-    assert live(at) == both | {"bytes": size_of("job1", 2, 1) + size_of("job2", 4)}
+    assert live(at) == both | {"bytes": size_of("job1", 2, 1) + size_of("job2", 4), "queued": 2}
     shard = at.claim_one()
-    assert live(at) == both | {"bytes": size_of("job1", 2, 1) + size_of("job2", 4)}, "a claim ends nothing"
+    running = {"queued": 1, "running": 1}
+    assert live(at) == both | running | {"bytes": size_of("job1", 2, 1) + size_of("job2", 4)}, "a claim ends nothing"
     at.commit(shard)
     assert live(at)["inputs:alice"] == 1
     assert live(at)["bytes"] == size_of("job1", 2, 1) - size_of("job1", 2) + size_of("job2", 4)
     at.ledger.remove("job2", "bob")
-    assert live(at) == {"jobs:alice": 1, "inputs:alice": 1, "bytes": size_of("job1", 2, 1) - size_of("job1", 2)}
+    assert live(at) == {"jobs:alice": 1, "inputs:alice": 1, "bytes": size_of("job1", 2, 1) - size_of("job1", 2), "running": 1}
     at.commit(*at.claim().shards)
     assert live(at) == {}
 
@@ -53,7 +54,7 @@ def test_repeated_stage_and_submit_are_counted_once(at: Scenario) -> None:
         at.submit("job1", (2, 2))
     at.submit("job2", (1,), idempotency_key="k", body_digest="d")
     at.submit("job3", (1,), idempotency_key="k", body_digest="d")
-    assert live(at) == {"jobs:alice": 2, "inputs:alice": 5, "bytes": size_of("job1", 2, 2) + size_of("job2", 1)}
+    assert live(at) == {"jobs:alice": 2, "inputs:alice": 5, "bytes": size_of("job1", 2, 2) + size_of("job2", 1), "queued": 2}
 
 
 def test_divided_shard_and_one_that_went_to_another_worker_are_counted_right(at: Scenario) -> None:
@@ -72,11 +73,11 @@ def test_divided_shard_and_one_that_went_to_another_worker_are_counted_right(at:
 def test_job_of_a_version_that_did_not_count_is_drained(at: Scenario) -> None:
     for job_id in ("old1", "old2"):
         at.submit(job_id, (2, 1))
-        at.redis.hdel(at.key("job", job_id), "bytes")
+        at.redis.hdel(at.key("job", job_id), "bytes", "counted")
     at.redis.delete(at.key("live"))
     at.submit("new", (1,))
     at.ledger.remove("old1", "alice")
-    assert live(at) == {"jobs:alice": 1, "inputs:alice": 1, "bytes": size_of("new", 1)}
+    assert live(at) == {"jobs:alice": 1, "inputs:alice": 1, "bytes": size_of("new", 1), "queued": 1}
     at.commit(*at.claim().shards)
     assert at.job("old2").status.ended
     assert live(at) == {}

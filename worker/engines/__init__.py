@@ -49,6 +49,8 @@ class EngineFacts:
     """A batch takes the sum of its tokens, not its longest input × number of inputs."""
     ahead: int = 0
     """Batches to `start` before the vectors of an earlier one are read, so that the device never waits for its host."""
+    device_name: str = ""
+    """What its maker calls the device."""
 
 
 class Engine(Protocol):
@@ -93,3 +95,8 @@ class Engine(Protocol):
 
     def memory(self) -> dict[str, int]:
         """Bytes in use, by kind (`resident_bytes`; on cuda also `allocated_bytes`, `reserved_bytes`, `total_bytes`)."""
+
+    def device_figures(self) -> dict[str, float]:
+        """What else the device tells: on cuda what `worker.engines.nvidia` reads, and torch's own counts of allocations that it
+        had to try again (`torch_alloc_retries`) or that failed (`torch_ooms`)."""
+        return {}

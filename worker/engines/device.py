@@ -1,7 +1,9 @@
 """Find the device of `DEVICE`, and the CPUs this process may use. To be called in the worker's child: touching CUDA before a fork
 breaks it."""
 
+import contextlib
 import os
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -26,6 +28,18 @@ def resolve_device(wanted: str) -> str:
         return exact
     build = f"torch {torch.__version__}, built for " + (f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA")
     raise ModelUnavailable(f"DEVICE={wanted} is absent; found: {', '.join(found)} ({build})", param="DEVICE")
+
+
+def device_name(device: str) -> str:
+    """What its maker calls a device, or the kind of processor where nothing tells."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def usable_cpus() -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from core.config import Settings
 from core.errors import EngineError, ModelUnavailable
 from worker.engines import Engine
-from worker.engines.device import resolve_device
+from worker.engines.device import device_name, resolve_device
 from worker.engines.fitting import fit_budget
 from worker.engines.parity import parity
 from worker.engines.torch_engine import TorchEngine
@@ -34,6 +34,7 @@ def load_engine(settings: Settings) -> Engine:
         engine.facts = replace(engine.facts, parity=found)
     if fast:
         fast.forget_torch()
+    engine.facts = replace(engine.facts, device_name=device_name(device))
     if device != "cpu":
         fit_budget(engine)
     facts = engine.facts

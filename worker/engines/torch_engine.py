@@ -15,10 +15,14 @@ from core.errors import DeviceLost, InvalidSetting, OutOfMemory
 from worker.engines import Engine, EngineFacts, Tokens
 from worker.engines.device import resident_bytes
 from worker.engines.model import Model
+from worker.engines.nvidia import Gpu
 from worker.engines.unpadded import Unpadded
 
 UNUSED_CACHE_BYTES = 2 * 2**30
 """Device memory that torch may keep without using it before it is given back."""
+
+TORCH_COUNTS = {"alloc_retries": "num_alloc_retries", "ooms": "num_ooms"}
+"""Of torch.cuda.memory_stats: allocations that came true when cached memory was given back, and that did not."""
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -36,6 +40,8 @@ class TorchEngine(Engine):
         self._empty_cache_tokens = empty_cache_tokens
         self._device = torch.device(facts.device)
         self._unpadded = Unpadded(model) if facts.unpadded else None
+        cuda = self._device.type == "cuda"
+        self._gpu = Gpu(str(torch.cuda.get_device_properties(self._device).uuid)) if cuda else None
 
     @classmethod
     def load(cls, settings: Settings, device: str) -> Self:
@@ -156,6 +162,13 @@ class TorchEngine(Engine):
         elif self._device.type == "mps":
             found |= {"allocated_bytes": torch.mps.current_allocated_memory()}
         return found
+
+    def device_figures(self) -> dict[str, float]:
+        if self._gpu is None:
+            return {}
+        counts = torch.cuda.memory_stats(self._device)
+        of_torch = {f"torch_{short}": counts.get(name, 0) for short, name in TORCH_COUNTS.items()}
+        return of_torch | self._gpu.read()
 
 
 @contextlib.contextmanager
