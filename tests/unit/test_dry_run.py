@@ -38,7 +38,7 @@ def queue(*speeds: dict[str, float]) -> QueueState:
         Worker(f"w{n}", ("cpu",), "idle", "m", "r", "torch", "cpu", "float32", 8, 256, (), dict(facts))
         for n, facts in enumerate(speeds)
     )
-    return QueueState("cpu", {"interactive": 30, "bulk": 600}, 10, 0, None, workers)
+    return QueueState("cpu", {"interactive": 30, "bulk": 600}, {"interactive": 0, "bulk": 10}, {}, 0, workers)
 
 
 SLOW = {"tokens_per_second": 100, "inputs_per_second": 4}
