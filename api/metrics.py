@@ -166,6 +166,10 @@ PER_QUEUE = {
 }
 """Counters with the label `queue`: what they are called in the ledger, and what they mean."""
 
+POISON = ("worker_died", "worker_hung")
+"""Codes of inputs that ended their workers. They are shown before there are any, as Prometheus sees no increase in a counter that
+comes with its first one; and of these the first one counts."""
+
 
 def of_ledger(survey: Survey) -> Iterator[Metric]:
     yield from _of_queues(survey.queues)
@@ -198,12 +202,13 @@ def _of_queues(queues: Sequence[QueueState]) -> Iterator[Metric]:
 def _totals(found: Mapping[str, int], queues: Sequence[str]) -> Iterator[Metric]:
     for name, (field, text) in PER_QUEUE.items():
         yield counters(name, text, QUEUE, [([queue], found.get(f"{field}:{queue}", 0)) for queue in queues])
-    failed = [name.split(":") for name in found if name.startswith("failed:")]
+    failed = {f"failed:{queue}:{code}": 0 for queue in queues for code in POISON}
+    failed |= {name: n for name, n in found.items() if name.startswith("failed:")}
     yield counters(
         "inputs_failed",
         "Inputs that have no vector, by the code of the error.",
         ("queue", "code"),
-        [([queue, code], found[f"failed:{queue}:{code}"]) for _, queue, code in sorted(failed)],
+        [(name.split(":")[1:], n) for name, n in sorted(failed.items())],
     )
     ended = [([status.value], found.get(f"ended:{status.value}", 0)) for status in JobStatus if status.ended]
     yield counters("jobs_ended", "Jobs that have ended.", ("state",), ended)

@@ -1,7 +1,9 @@
 """What the compose file relies on, tried without containers: its Redis with a password, the worker's health check, the doctor."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import redis
 import yaml
 
 from launcher.redis_server import RedisServer, find_binary
+from tests.conftest import QUICK
 from tests.processes import ROOT, Process, Stack, free_port, running_stack, wait_for
 
 pytestmark = pytest.mark.integration
@@ -122,14 +125,18 @@ def test_flower_shows_the_workers_to_who_knows_its_password_and_lets_nobody_stop
     url, password, _ = closed_redis
     secret = tmp_path / "flower_password"
     secret.write_text("sesame\n")
-    environ = {"REDIS_PASSWORD_FILE": str(password), "HEARTBEAT_SECONDS": "0.5", "WAKE_SECONDS": "0.5"}
-    with contextlib.contextmanager(running_stack)(url, tmp_path, environ) as stack:
-        worker = stack.worker(name="seen", wait=False)
+    here = {"redis://redis:6379/0": url, "/run/secrets/redis_password": password, "/run/secrets/flower_password": secret}
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"]["flower"]
+    environ = {name: str(here[value]) for name, value in service["environment"].items()}
+    with contextlib.contextmanager(running_stack)(url, tmp_path, environ | QUICK) as stack:
+        worker, second = stack.worker("cpu", name="seen", wait=False), stack.worker("gpu,cpu", name="both", wait=False)
         port = free_port()
         base = f"http://127.0.0.1:{port}"
-        # as in the container: in the folder of flowerconfig.py, with the code on the path
-        command = f"{sys.executable} -m celery --workdir deploy -A flowerconfig flower --address=127.0.0.1 --port={port}"
-        flower = stack._start("flower", command.split(), {"FLOWER_PASSWORD_FILE": str(secret), "PYTHONPATH": str(ROOT)})
+        # The image's command, in a folder that has nothing but flowerconfig.py, with the code on the path
+        stage = (ROOT / "Dockerfile").read_text(encoding="utf-8").partition("AS flower\n")[2]
+        command = json.loads(stage.partition("\nCMD ")[2].partition("\n")[0])
+        command = [sys.executable, "-m", command[0], "--workdir", "deploy", *command[1:]]
+        flower = stack._start("flower", [*command, "--address=127.0.0.1", f"--port={port}"], {"PYTHONPATH": str(ROOT)})
 
         def get(path: str, *auth: str) -> httpx.Response | None:
             assert flower.popen.poll() is None, flower.output()
@@ -138,13 +145,21 @@ def test_flower_shows_the_workers_to_who_knows_its_password_and_lets_nobody_stop
             except httpx.TransportError:
                 return None
 
+        def queues() -> dict[str, set[str]]:
+            found = get("/api/workers?refresh=1", "flower", "sesame").json()  # type: ignore[union-attr]
+            return {name: {queue["name"] for queue in about.get("active_queues", [])} for name, about in found.items()}
+
+        checked = service["healthcheck"]["test"][-1].replace(":5555", f":{port}")
         wait_for(lambda: get("/healthcheck"), what="Flower's answer")
+        subprocess.run([sys.executable, "-c", checked], timeout=30, check=True)
         for path in ("/", "/workers", "/broker", "/api/workers", "/api/tasks"):
             assert [get(path).status_code, get(path, "flower", "wrong").status_code] == [401, 401]  # type: ignore[union-attr]
-        name = f"seen@{socket.gethostname()}"
-        wait_for(lambda: name in get("/workers", "flower", "sesame").text, what="the worker's name")  # type: ignore[union-attr]
+        name, other = f"seen@{socket.gethostname()}", f"both@{socket.gethostname()}"
+        wait_for(lambda: queues() == {name: {"cpu"}, other: {"gpu", "cpu"}}, seconds=60, what="both workers and their queues")
+        page = get("/workers", "flower", "sesame").text  # type: ignore[union-attr]
+        assert {name, other} <= set(re.findall(r"\w+@[\w.-]+", page))
         stopped = httpx.post(f"{base}/api/worker/shutdown/{name}", auth=("flower", "sesame"))
-        assert (stopped.status_code, worker.popen.poll()) == (403, None)
+        assert (stopped.status_code, worker.popen.poll(), second.popen.poll()) == (403, None, None)
         shown = get(f"/worker/{name}", "flower", "sesame").text + get("/broker", "flower", "sesame").text  # type: ignore[union-attr]
         for text in (shown, flower.output()):
             assert "p/a@s" not in text

@@ -102,7 +102,8 @@ def test_counters_tell_what_has_become_of_inputs(scrape: Scrape) -> None:
     assert scrape.value("inputs_embedded_total", queue="cpu") == 7
     assert scrape.value("inputs_cached_total", queue="cpu") == 1
     assert scrape.value("inputs_truncated_total", queue="cpu") == 1
-    assert scrape.of("inputs_failed_total") == {(("code", "embedding_failed"), ("queue", "cpu")): 1}
+    poison = {(("code", code), ("queue", queue)): 0 for code in ("worker_died", "worker_hung") for queue in ("cpu", "gpu")}
+    assert scrape.of("inputs_failed_total") == poison | {(("code", "embedding_failed"), ("queue", "cpu")): 1}
     assert scrape.value("tokens_embedded_total", queue="cpu") > 256
     assert scrape.value("shards_recovered_total") == 0
 

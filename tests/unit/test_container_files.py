@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from core.config import Settings
-from core.keys import Keys
+from core.keys import Keys, digest_of
 from core.models import Models
 from tests.processes import ROOT
 
@@ -171,12 +171,16 @@ def test_passwords_are_files_that_no_commit_holds(tmp_path: Path) -> None:
     assert {name: secret["file"] for name, secret in COMPOSE["secrets"].items()} == {
         name: f"./deploy/secrets/{name}" for name in made
     }
+    keys = tmp_path / "secrets" / "api_keys"
+    assert Keys.read(keys).tenant_of(made.pop("prometheus_key")) == "prometheus"
     assert made.pop("api_keys").startswith("# A line tenant:sha256 for each API key")
     assert made.pop("webhooks").startswith("# A table [[tenant]]")
     assert len(set(made.values())) == len(made)
     assert all(re.fullmatch("[0-9a-f]{64}", password) for password in made.values())
     assert "deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
-    assert all("redis_password" in service["secrets"] for service in SERVICES.values())
+    for service in SERVICES.values():
+        of_redis = service is SERVICES["redis"] or "REDIS_PASSWORD_FILE" in service.get("environment", {})
+        assert ("redis_password" in service["secrets"]) == of_redis
     assert "@" not in COMPOSE["x-environment"]["REDIS_URL"]
 
 
@@ -189,6 +193,7 @@ def test_every_service_is_hardened_checked_and_limited(name: str) -> None:
     assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
     assert service["tmpfs"]
     assert service["stop_grace_period"]
+    assert service["image"].startswith(("vector-api:", "${REDIS_IMAGE:-")) or re.search(r":v?\d+\.\d+\.\d+$", service["image"])
 
 
 @pytest.mark.parametrize("name", ["api", "worker", "flower"])
@@ -196,8 +201,12 @@ def test_services_wait_for_redis(name: str) -> None:
     assert SERVICES[name]["depends_on"] == {"redis": {"condition": "service_healthy"}}
 
 
-def test_flower_starts_on_demand_only() -> None:
-    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {"flower": ["flower"]}
+def test_what_only_shows_things_starts_on_demand() -> None:
+    assert {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service} == {
+        "flower": ["flower"],
+        "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+    }
 
 
 def test_redis_keeps_what_it_is_given() -> None:
@@ -247,7 +256,7 @@ def headings_of(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["access.md", "deployment.md", "gpu.md", "kubernetes.md", "models.md", "observability.md"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
 def test_links_of_the_pages_lead_somewhere(name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
@@ -290,11 +299,24 @@ def test_secrets_script_makes_what_compose_mounts_and_leaves_what_is_there(tmp_p
         subprocess.run(["sh", "deploy/make-secrets.sh"], cwd=tmp_path, capture_output=True, timeout=60, check=True)
         found = {name: file.read_text() for name, file in files.items()}
         assert len(found["redis_password"]) == 64
-        assert len(Keys.read(files["api_keys"])) == 0
+        assert len(Keys.read(files["api_keys"])) == 1
         found["api_keys"] += "# mine\n"
         files["api_keys"].write_text(found["api_keys"])
     assert files["api_keys"].read_text().count("# mine") == 2
     assert stat.S_IMODE((tmp_path / "deploy" / "secrets").stat().st_mode) == 0o700
+
+
+def test_secrets_script_adds_the_key_of_prometheus_to_keys_that_are_there(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "deploy" / "make-secrets.sh", tmp_path)
+    keys = tmp_path / "secrets" / "api_keys"
+    keys.parent.mkdir()
+    keys.write_text(f"# from before\nalice:{'ab' * 32}")  # the last line has no end
+    inode = keys.stat().st_ino
+    for _ in range(2):
+        subprocess.run(["sh", tmp_path / "make-secrets.sh"], capture_output=True, timeout=60, check=True)
+    key = (tmp_path / "secrets" / "prometheus_key").read_text()
+    assert keys.read_text() == f"# from before\nalice:{'ab' * 32}\nprometheus:{digest_of(key)}\n"
+    assert keys.stat().st_ino == inode, "a running container keeps the file that it was started with"
 
 
 def test_api_is_open_to_this_machine_alone_until_it_has_keys() -> None:
