@@ -256,13 +256,14 @@ def headings_of(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
-def test_links_of_the_pages_lead_somewhere(name: str) -> None:
-    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    links = [link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("https://")]
-    assert links
-    for path, _, anchor in links:
-        file = ROOT / "docs" / (path or name)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
+    for path, _, anchor in [link.partition("#") for owner, link in LINKS if owner == page and not link.startswith("https://")]:
+        file = page.parent / path if path else page
         assert file.exists(), path
         assert not anchor or anchor in headings_of(file.read_text(encoding="utf-8")), anchor
 
