@@ -30,16 +30,12 @@ export function vectorMap(wordsOf, signal) {
     canvas.width = Math.round(width * ratio);
     canvas.height = Math.round(height * ratio);
     const style = getComputedStyle(canvas);
-    const colour = (name) => style.getPropertyValue(name).trim();
     const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
     pen.font = `12px ${style.fontFamily}`;
-    places = points.map(({ x, y }) => [
-      MARGIN + ((x + 1) / 2) * (width - 2 * MARGIN),
-      MARGIN + ((1 - y) / 2) * (height - 2 * MARGIN),
-    ]);
+    places = fit(points, width, height);
     const radius = points.length > 500 ? 2.5 : points.length > 100 ? 3.5 : 4.5;
-    pen.fillStyle = colour("--map-dot");
+    pen.fillStyle = style.fill; // the style sheet's colours, as the theme has resolved them
     pen.globalAlpha = best.length ? 0.35 : 0.85;
     for (const [x, y] of places) dot(pen, x, y, radius);
     pen.globalAlpha = 1;
@@ -48,9 +44,9 @@ export function vectorMap(wordsOf, signal) {
     points.forEach(({ index }, n) => {
       if (!rank.has(index)) return;
       const [x, y] = places[n];
-      pen.fillStyle = colour("--map-best");
+      pen.fillStyle = style.fill;
       dot(pen, x, y, 9);
-      pen.fillStyle = colour("--map-on-best");
+      pen.fillStyle = style.floodColor;
       pen.textAlign = "center";
       pen.textBaseline = "middle";
       pen.font = `600 11px ${style.fontFamily}`;
@@ -60,11 +56,11 @@ export function vectorMap(wordsOf, signal) {
     pen.font = `12px ${style.fontFamily}`;
     pen.textAlign = "left";
     pen.textBaseline = "middle";
-    if (points.length <= 200) label(pen, width, height, rank, boxes, radius, colour("--map-label"));
+    if (points.length <= 200) label(pen, width, height, rank, boxes, radius, style.color);
     if (chosen >= 0 && places[chosen]) {
       const [x, y] = places[chosen];
       pen.lineWidth = 2;
-      pen.strokeStyle = colour("--map-ink");
+      pen.strokeStyle = style.stroke;
       pen.beginPath();
       pen.arc(x, y, 12, 0, 2 * Math.PI);
       pen.stroke();
@@ -151,6 +147,18 @@ export function vectorMap(wordsOf, signal) {
       draw();
     },
   };
+}
+
+/** The points in pixels: all of them as large as they fit, one scale for both directions. */
+function fit(points, width, height) {
+  if (!points.length) return [];
+  const [xs, ys] = [points.map(({ x }) => x), points.map(({ y }) => y)];
+  const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const scale = Math.min((width - 2 * MARGIN) / (right - left || 1), (height - 2 * MARGIN) / (high - low || 1));
+  return points.map(({ x, y }) => [
+    width / 2 + (x - (left + right) / 2) * scale,
+    height / 2 - (y - (low + high) / 2) * scale,
+  ]);
 }
 
 function dot(pen, x, y, radius) {

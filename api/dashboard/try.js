@@ -87,7 +87,7 @@ function tryForm(lines, signal) {
 
   return h("form", { class: "panel try", onsubmit: send },
     h("div", { class: "panel-head" }, h("label", { for: "texts" }, "Texts"),
-      h("button", { type: "button", class: "quiet", onclick: () => {
+      h("button", { type: "button", onclick: () => {
         area.value = SAMPLES.join("\n");
         counted();
         submit.focus();
@@ -107,8 +107,9 @@ function showResult(id, place, signal, title) {
     h("div", { class: "panel-head" }, h("h2", { id: "your-job" }, "Your job"),
       h("span", { class: "actions" }, cancel, h("a", { href: `#/jobs/${encodeURIComponent(id)}` }, "Record and downloads"))),
     progress.element, waits, problem);
-  const more = h("div");
+  const more = h("div", { class: "more" });
   place.append(panel, more);
+  requestAnimationFrame(() => panel.scrollIntoView());
   let job = null;
   function complain(error) {
     problem.hidden = !error;
