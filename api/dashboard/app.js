@@ -6,6 +6,7 @@ import { showJobs } from "./jobs.js";
 import { showOverview } from "./overview.js";
 import { get, key, Refused } from "./service.js";
 import { showTry } from "./try.js";
+import { forgetTexts } from "./vectors.js";
 
 const main = document.getElementById("main");
 const forget = document.getElementById("forget");
@@ -126,7 +127,7 @@ window.addEventListener("locked", (event) => {
 
 forget.addEventListener("click", () => {
   key.forget();
-  sessionStorage.clear(); // the texts that were tried belong to the key, too
+  forgetTexts(); // who has the next key is not to see them
   showLogin();
 });
 

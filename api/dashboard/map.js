@@ -61,6 +61,8 @@ export function vectorMap(wordsOf, signal) {
       const [x, y] = places[chosen];
       pen.lineWidth = 2;
       pen.strokeStyle = style.stroke;
+      pen.fillStyle = style.stroke;
+      if (!rank.has(points[chosen].index)) dot(pen, x, y, radius);
       pen.beginPath();
       pen.arc(x, y, 12, 0, 2 * Math.PI);
       pen.stroke();

@@ -13,7 +13,7 @@ const NEARLY_FULL = 0.9;
 const SILENT_SECONDS = 12; // more than two reports of a worker
 
 /** What came through, from the totals' counters and, where the service tells it, from its own last ten minutes. */
-class Throughput {
+export class Throughput {
   #seen = []; // [seconds, inputs], a sample for each look
 
   look(totals, now = Date.now() / 1000) {
@@ -71,11 +71,9 @@ export function judge({ data: queues, totals }, perSecond) {
   const notices = [];
   if (suspects) notices.push(`${plural(suspects, "suspect")}: in flight when a worker died, now tried alone.`);
   if (full >= NEARLY_FULL) notices.push(`The backlog is ${percent(full)} full; beyond it new jobs are refused.`);
-  for (const worker of workers.filter((one) => (fact(one, "out_of_memory") ?? 0) > 0)) {
-    notices.push(`${worker.name} ran out of memory ${plural(fact(worker, "out_of_memory"), "time")} and took smaller batches.`);
-  }
   if (stalled.length) {
     const each = stalled.map((queue) => `${plural(waitingIn(queue), "text waits", "texts wait")}, no ${queue.name} worker lives`);
+    if (totals.running && perSecond) notices.push(`Other work flows: ${rate(perSecond)} texts/s.`);
     return { tone: "bad", line: `Stalled: ${each.join("; ")}`, notices };
   }
   if (!workers.length) return { tone: "warn", line: "No worker lives: jobs will wait", notices };
@@ -282,6 +280,7 @@ const WORKER_FACTS = {
   queues: "Queues",
   speed: "Speed",
   inputs: "Texts so far",
+  memory: "Out of memory",
   utilization: "GPU busy",
   heat: "Temperature",
   power: "Power",
@@ -335,6 +334,7 @@ function workerFigures(worker) {
     queues: worker.queues.join(", "),
     speed: speed === null ? null : speed ? `${rate(speed)} texts/s` : "–",
     inputs: inputs === null ? null : compact(inputs),
+    memory: fact(worker, "out_of_memory") ? plural(fact(worker, "out_of_memory"), "time") : null,
     utilization: busy === null ? null : percent(busy),
     heat: heat === null ? null : `${Math.round(heat)}\u202f°C`,
     power: power === null ? null : `${Math.round(power)}\u202fW`,

@@ -3,6 +3,7 @@
 import { get, isLive, jobPath, readEvents, send } from "./service.js";
 
 const MOST_SECONDS = 30;
+const LEAST_REST = 4; // times as long as an answer took: a service that is slow to answer is asked less often
 
 /** Resolves after so many seconds, or when the signal says stop. */
 export function pause(seconds, signal) {
@@ -44,9 +45,10 @@ export function every(seconds, task, { signal, failed = () => {} }) {
       await seen(signal);
       if (signal.aborted) return;
       hurry = new AbortController();
+      const began = performance.now();
       try {
         await task();
-        waits = seconds;
+        waits = Math.max(seconds, (LEAST_REST * (performance.now() - began)) / 1000);
       } catch (error) {
         if (signal.aborted || error.name === "AbortError") return;
         if (error.status === 401) return; // the page is about to ask for a key

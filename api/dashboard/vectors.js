@@ -69,6 +69,13 @@ export function keepTexts(id, lines) {
   } catch { /* too much for the tab's storage: they last until the page is loaded anew */ }
 }
 
+export function forgetTexts() {
+  texts.clear();
+  try {
+    sessionStorage.clear();
+  } catch { /* nothing was stored */ }
+}
+
 /** @returns {string[] | null} */
 export function textsOf(id) {
   if (!texts.has(id)) {
