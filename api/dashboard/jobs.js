@@ -118,6 +118,7 @@ function jobRow(first, end) {
       progress.update(job.progress, `${countsOf(job)} texts`, job.status, failedShare);
       text(counts, countsOf(job));
       text(failed, job.counts.failed ? number(job.counts.failed) : "–");
+      failed.parentElement.classList.toggle("none", !job.counts.failed);
       text(created, ago(job.created_at));
       text(button, isLive(job.status) ? "Cancel" : "Delete");
       button.setAttribute("aria-label", `${button.textContent} ${job.id}`);

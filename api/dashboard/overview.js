@@ -8,7 +8,8 @@ import { get } from "./service.js";
 const SECONDS = 2;
 const BUCKETS = 60;
 const BUCKET_SECONDS = 10;
-const RATE_SECONDS = 10;
+const RATE_SECONDS = 20; // workers commit shards, so texts come in lumps
+const STUCK_SECONDS = 60;
 const NEARLY_FULL = 0.9;
 const SILENT_SECONDS = 12; // more than two reports of a worker
 
@@ -23,13 +24,15 @@ export class Throughput {
     this.told = totals.throughput ?? null;
   }
 
-  /** Texts per second over the last moments; null when nothing is known yet. */
+  /** Texts per second over the last moments; null when that cannot be said yet. */
   get perSecond() {
     const [now, count] = this.#seen.at(-1);
-    const before = this.#seen.findLast(([time]) => time <= now - RATE_SECONDS) ?? this.#seen[0];
-    if (now - before[0] >= 1.5 * SECONDS) return Math.max(0, count - before[1]) / (now - before[0]);
-    const recent = this.told?.inputs.slice(-3, -1);
-    return recent ? recent.reduce((sum, value) => sum + value, 0) / (recent.length * this.told.seconds_each) : null;
+    const before = this.#seen.findLast(([time]) => time <= now - RATE_SECONDS);
+    if (before) return Math.max(0, count - before[1]) / (now - before[0]);
+    const [since, first] = this.#seen[0];
+    const recent = this.told?.inputs.slice(-3, -1) ?? [];
+    const told = recent.reduce((sum, value) => sum + value, 0) / (recent.length * this.told?.seconds_each) || 0;
+    return Math.max(told, now > since ? (count - first) / (now - since) : 0) || null;
   }
 
   /** Texts per second in each bucket, oldest first; null where nobody looked. The running bucket is left out. */
@@ -82,7 +85,10 @@ export function judge({ data: queues, totals }, perSecond) {
     const devices = [...new Set(busy.flatMap((queue) => queue.workers).filter(ready).map((worker) => worker.device))];
     if (!devices.length) return { tone: "warn", line: "Work waits while a worker loads its model", notices };
     const where = devices.join(" and ");
-    if (perSecond === null || perSecond === 0) return { tone: "ok", line: `Work begins on ${where}`, notices };
+    if (perSecond === 0 && Math.max(...busy.map((queue) => queue.oldest_seconds)) > STUCK_SECONDS) {
+      return { tone: "warn", line: `Nothing moves: no text was embedded on ${where} for ${RATE_SECONDS} seconds`, notices };
+    }
+    if (!perSecond) return { tone: "ok", line: `Work is under way on ${where}`, notices };
     return { tone: "ok", line: `Work flows: ${rate(perSecond)} texts/s on ${where}`, notices };
   }
   if (!workers.some(ready)) return { tone: "idle", line: "A worker loads its model", notices };

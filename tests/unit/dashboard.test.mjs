@@ -57,7 +57,8 @@ for (const [what, found, perSecond, tone, line, notices] of [
   ["idle", of(queue("cpu", { workers: [worker("cpu")] })), 0, "idle", "Idle: nothing waits", []],
   ["nobody", of(queue("cpu")), 0, "warn", "No worker lives: jobs will wait", []],
   ["flowing", of(busy), 412.3, "ok", "Work flows: 412 texts/s on cpu", []],
-  ["beginning", of(busy), null, "ok", "Work begins on cpu", []],
+  ["beginning", of(busy), null, "ok", "Work is under way on cpu", []],
+  ["stuck", of({ ...busy, oldest_seconds: 61 }), 0, "warn", "Nothing moves: no text was embedded on cpu for 20 seconds", []],
   ["loading", of({ ...busy, workers: [worker("cpu", { dimensions: 0 })] }), 0, "warn", "Work waits while a worker loads its model", []],
   ["stalled", of(stalled), 0, "bad", "Stalled: 1,200 texts wait, no gpu worker lives", []],
   ["stalled in part", of(busy, stalled), 9, "bad", "Stalled: 1,200 texts wait, no gpu worker lives", ["Other work flows: 9 texts/s."]],
@@ -70,7 +71,7 @@ for (const [what, found, perSecond, tone, line, notices] of [
 
 test("throughput is what was counted between two looks, or what the service tells", () => {
   const counted = new Throughput();
-  for (let second = 0; second <= 20; second += 2) counted.look({ counters: { "inputs:cpu": 100 * second, "inputs:gpu": 5, "tokens:cpu": 9e9 } }, 1000 + second);
+  for (let second = 0; second <= 30; second += 2) counted.look({ counters: { "inputs:cpu": 100 * second, "inputs:gpu": 5, "tokens:cpu": 9e9 } }, 1000 + second);
   assert.equal(counted.perSecond, 100);
   assert.equal(counted.series.length, 60);
   assert.equal(counted.series.at(-1), 100);
@@ -78,6 +79,8 @@ test("throughput is what was counted between two looks, or what the service tell
   const told = new Throughput();
   told.look({ counters: {}, throughput: { seconds_each: 10, inputs: [...Array(57).fill(0), 100, 300, 50] } }, 1000);
   assert.equal(told.perSecond, 20, "the running bucket is not whole");
+  told.look({ counters: {}, throughput: told.told }, 1021);
+  assert.equal(told.perSecond, 0, "nothing was counted while it was looked at");
   assert.deepEqual(told.series.slice(-3), [0, 10, 30]);
 });
 
