@@ -234,7 +234,7 @@ function download(job, format, note) {
     }
   }
   const copy = copyButton("Copy curl", () => curlLine(job, format));
-  copy.setAttribute("aria-label", `Copy the curl line for ${format.name}`);
+  copy.setAttribute("aria-label", `Copy curl for ${format.name}`);
   return h("li", {},
     h("span", { class: "name" }, h("strong", {}, format.name), h("span", { class: "dim" }, format.words)),
     h("span", { class: "dim size" }, `about ${bytes(size)}`),
