@@ -95,6 +95,14 @@ export function judge({ data: queues, totals }, perSecond) {
   return { tone: "idle", line: "Idle: nothing waits", notices };
 }
 
+/** The same for a service that gives no figures. */
+function trouble(error) {
+  const before = "What is below is as of before.";
+  if (!error.status) return { line: "The service does not answer", notices: [before] };
+  if (error.status === 503) return { line: "Redis cannot be reached", notices: [`Workers wait, too, and go on by themselves. ${before}`] };
+  return { line: error.status < 500 ? "The service refuses to tell" : "The service fails", notices: [error.message, before] };
+}
+
 const SHAPES = { ok: "▲", idle: "●", warn: "◆", bad: "■" };
 const FIGURES = ["Waiting", "Running", "Live jobs", "Workers"];
 
@@ -153,10 +161,7 @@ export function showOverview({ place, signal, title }) {
     signal,
     failed(error) {
       place.setAttribute("data-stale", "");
-      const redis = error.status === 503;
-      const words = redis ? "Redis cannot be reached" : error.status ? `The service refuses: ${error.message}` : "The service does not answer";
-      const notice = redis ? "Workers wait, too, and go on by themselves. What is below is as of before." : "What is below is as of before.";
-      tell({ tone: "bad", line: words, notices: [notice] });
+      tell({ tone: "bad", ...trouble(error) });
     },
   });
 }
