@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 EVERYBODY = "default"
 """The tenant of all requests while there are no keys."""
 
-OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style"})
-"""The description is the same for all who ask, tells nothing of what the service holds, and a browser cannot send a key."""
+OPEN = frozenset({"health.healthz", "docs.description", "docs.page", "docs.style", "dashboard.page", "dashboard.file"})
+"""Description and dashboard are the same for all who ask and tell nothing of what the service holds; a browser that opens a page
+cannot send a key."""
 
 UNCOUNTED = frozenset({"metrics.show"})
 """No requests of a tenant's: they come every few seconds, and are to be answered without Redis, where requests are counted."""

@@ -12,7 +12,21 @@ from api.live_workers import LiveWorkers
 from api.metrics import Metrics
 from api.places import Places
 from api.services import LARGE_BYTES, Services
-from api.views import batches, docs, embeddings, events, files, health, jobs, metrics, models, queues, results, webhooks
+from api.views import (
+    batches,
+    dashboard,
+    docs,
+    embeddings,
+    events,
+    files,
+    health,
+    jobs,
+    metrics,
+    models,
+    queues,
+    results,
+    webhooks,
+)
 from api.wakes import Wakes
 from api.webhooks import Webhooks
 from core.config import Settings
@@ -70,6 +84,20 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     app.before_request(lambda: limit_stalls(request))
     app.before_request(senders.start)  # a server of another kind than ours does not start them
     access.guard(app, settings, ledger)
-    for resource in (jobs, results, events, embeddings, files, batches, webhooks, queues, models, health, metrics, docs):
+    for resource in (
+        jobs,
+        results,
+        events,
+        embeddings,
+        files,
+        batches,
+        webhooks,
+        queues,
+        models,
+        health,
+        metrics,
+        docs,
+        dashboard,
+    ):
         app.register_blueprint(resource.views)
     return app

@@ -11,11 +11,12 @@ from api.services import services
 views = Blueprint("health", __name__)
 
 
-@views.get("/")
+@views.get("/v1")
 @describes({200: Answer("What is here.", Index)})
 def index() -> Response:
     """Where things are."""
     links = {
+        "dashboard": "/",
         "jobs": "/v1/jobs",
         "embeddings": "/v1/embeddings",
         "files": "/v1/files",

@@ -130,7 +130,7 @@ def test_broken_file_of_keys_locks_nobody_out_and_is_logged(
 def test_keys_are_in_no_log_and_no_answer(
     api: httpx.Client, alice: httpx.Client, api_stack: Stack, key_file: Path, keys: dict[str, str]
 ) -> None:
-    answers = [alice.get(path) for path in ("/", "/v1/jobs", "/nope", "/v1/jobs/x", "/v1/jobs?x=1")]
+    answers = [alice.get(path) for path in ("/", "/v1", "/v1/jobs", "/nope", "/v1/jobs/x", "/v1/jobs?x=1")]
     answers.append(api.get("/v1/jobs", headers={"Authorization": f"Bearer {keys['alice']}x"}))
     exchange(
         api_stack,

@@ -356,7 +356,7 @@ def test_health_and_readiness(api: httpx.Client, driver: Driver) -> None:
     driver.report(name="one@a", queues=("cpu",))
     ready = {"status": "ready", "redis": "ok", "queues": {"cpu": ["one@a"], "gpu": []}, "models": {MODEL: "live"}}
     assert api.get("/readyz").json() == ready
-    assert api.get("/").json()["links"]["jobs"] == "/v1/jobs"
+    assert api.get("/v1").json()["links"]["jobs"] == "/v1/jobs"
 
 
 def test_auto_job_goes_to_a_live_gpu_worker(api: httpx.Client, driver: Driver) -> None:

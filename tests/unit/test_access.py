@@ -58,7 +58,7 @@ def rewrite(file: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/"),
+        ("GET", "/v1"),
         ("GET", "/readyz"),
         ("GET", "/v1/queues"),
         ("GET", "/v1/models"),
@@ -113,7 +113,7 @@ def test_healthz_is_open(client: FlaskClient) -> None:
     assert client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/healthz", "/v1/jobs", "/nope", "/v1/jobs/x/result", "/boom"])
+@pytest.mark.parametrize("path", ["/v1", "/healthz", "/v1/jobs", "/nope", "/v1/jobs/x/result", "/boom"])
 def test_every_answer_has_the_security_headers(client: FlaskClient, path: str) -> None:
     client.application.add_url_rule("/boom", view_func=lambda: 1 / 0)
     for headers in ({}, {"Authorization": f"Bearer {KEY}"}):

@@ -1,0 +1,120 @@
+// Doing something again and again: only while the page is seen, one at a time, and less often while it fails.
+
+import { get, isLive, jobPath, readEvents, send } from "./service.js";
+
+const MOST_SECONDS = 30;
+const LEAST_REST = 4; // times as long as an answer took: a service that is slow to answer is asked less often
+
+/** Resolves after so many seconds, or when the signal says stop. */
+export function pause(seconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(done, 1000 * seconds);
+    function done() {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    }
+    signal.addEventListener("abort", done);
+    if (signal.aborted) done();
+  });
+}
+
+function seen(signal) {
+  if (!document.hidden || signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    function look() {
+      if (document.hidden && !signal.aborted) return;
+      document.removeEventListener("visibilitychange", look);
+      signal.removeEventListener("abort", look);
+      resolve();
+    }
+    document.addEventListener("visibilitychange", look);
+    signal.addEventListener("abort", look);
+  });
+}
+
+/**
+ * Call `task` every so many seconds until the signal is aborted. After an error it waits twice as long each time, and at least
+ * as long as the service asks for; `failed` hears of it. `now()` of what is returned does not wait.
+ */
+export function every(seconds, task, { signal, failed = () => {} }) {
+  let hurry = new AbortController();
+  async function run() {
+    let waits = seconds;
+    while (!signal.aborted) {
+      await seen(signal);
+      if (signal.aborted) return;
+      hurry = new AbortController();
+      const began = performance.now();
+      try {
+        await task();
+        waits = Math.max(seconds, (LEAST_REST * (performance.now() - began)) / 1000);
+      } catch (error) {
+        if (signal.aborted || error.name === "AbortError") return;
+        if (error.status === 401) return; // the page is about to ask for a key
+        if (!("status" in error)) console.error(error);
+        waits = Math.min(MOST_SECONDS, Math.max(2 * waits, error.retryAfterSeconds ?? 0));
+        failed(error);
+      }
+      await pause(waits, AbortSignal.any([signal, hurry.signal]));
+    }
+  }
+  run();
+  return { now: () => hurry.abort() };
+}
+
+/**
+ * Follow a job until it ends: by server-sent events, by asking again where these are refused (all places are taken).
+ * @param {{progress: (part: object) => void, ended: (job: object) => void, failed: (error: Error) => void}} told
+ */
+export async function follow(id, told, signal) {
+  let waits = 1;
+  while (!signal.aborted) {
+    await seen(signal);
+    if (signal.aborted) return;
+    const hidden = new AbortController();
+    const hide = () => document.hidden && hidden.abort();
+    document.addEventListener("visibilitychange", hide); // a page that nobody sees holds no place of the service's
+    try {
+      const ended = await listen(id, told, AbortSignal.any([signal, hidden.signal])).catch((error) => {
+        if (error.status === 429 || error.status === 503) return ask(id, told, signal);
+        throw error;
+      });
+      if (ended) return;
+      waits = 1;
+    } catch (error) {
+      if (signal.aborted || error.status === 401 || error.status === 404) {
+        if (error.status === 404) told.failed(error);
+        return;
+      }
+      if (error.name !== "AbortError") {
+        waits = Math.min(MOST_SECONDS, 2 * waits);
+        told.failed(error);
+      }
+    } finally {
+      document.removeEventListener("visibilitychange", hide);
+    }
+    await pause(waits, signal);
+  }
+}
+
+async function listen(id, told, signal) {
+  const answer = await send(`${jobPath(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
+  for await (const { event, data } of readEvents(answer.body)) {
+    const content = JSON.parse(data);
+    if (event === "progress") told.progress(content);
+    if (event === "end") {
+      told.ended(content);
+      return true;
+    }
+    if (event === "error") throw Object.assign(new Error(content.error.message), { status: 503 });
+  }
+  return false; // cut off: once more
+}
+
+async function ask(id, told, signal) {
+  const job = await get(jobPath(id), { signal });
+  if (isLive(job.status)) told.progress(job);
+  else told.ended(job);
+  return !isLive(job.status);
+}

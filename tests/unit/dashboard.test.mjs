@@ -1,0 +1,100 @@
+// What the dashboard's modules compute, by `node --test`; tests/unit/test_dashboard.py starts it, and says where they and the data are.
+
+import assert from "node:assert/strict";
+import { readFile } from "node:fs/promises";
+import { test } from "node:test";
+
+const at = (name) => import(`${process.env.MODULES}/${name}`);
+const data = (name) => readFile(`${process.env.DATA}/${name}`);
+const { readEvents } = await at("service.js");
+const { nearest, readNpy } = await at("vectors.js");
+const { judge, Throughput } = await at("overview.js");
+const { ago, bytes, duration, percent, plural, rate } = await at("format.js");
+const { SAMPLES } = await at("samples.js");
+
+async function eventsOf(text, size) {
+  const content = new TextEncoder().encode(text);
+  const pieces = Array.from({ length: Math.ceil(content.length / size) }, (_, n) => content.slice(n * size, (n + 1) * size));
+  const found = [];
+  for await (const one of readEvents(ReadableStream.from(pieces))) found.push([one.event, one.data]);
+  return found;
+}
+
+test("events are read however they are cut into pieces", async () => {
+  const text = 'retry: 2000\n\n:\n\nid: 1\nevent: progress\ndata: {"ü":\ndata:1}\n\nevent:end\r\ndata: x\r\n\r\ndata: y\r\rdata: not whole';
+  for (let size = 1; size < text.length + 2; size++) {
+    assert.deepEqual(await eventsOf(text, size), [["progress", '{"ü":\n1}'], ["end", "x"], ["message", "y"]], `in pieces of ${size}`);
+  }
+});
+
+test("a file that numpy wrote is read, and its nearest rows are those that numpy finds", async () => {
+  const expected = JSON.parse(await data("nearest.json"));
+  const file = await data("vectors.npy");
+  const matrix = readNpy(file.buffer.slice(file.byteOffset, file.byteOffset + file.length));
+  assert.deepEqual([matrix.rows, matrix.dimensions], expected.shape);
+  const found = nearest(matrix, Float32Array.from(expected.query), 5);
+  assert.deepEqual(found.map(({ index }) => index), expected.indexes);
+  found.forEach(({ cosine }, n) => assert.ok(Math.abs(cosine - expected.cosines[n]) < 1e-5));
+  assert.throws(() => readNpy(new Uint8Array(200).buffer), /no form that this page reads/);
+});
+
+const worker = (name, more = {}) => ({ name, device: name, dimensions: 384, parity: 1, queues: [name], seen_at: 0, ...more });
+const queue = (name, more = {}) => ({
+  name, stalled: false, waiting: { interactive: 0, bulk: 0 }, running: 0, backlog: 0, suspects: 0, oldest_seconds: 0, workers: [], ...more,
+});
+const of = (...data) => ({
+  data,
+  totals: {
+    waiting: data.reduce((sum, one) => sum + one.waiting.interactive + one.waiting.bulk, 0),
+    running: data.reduce((sum, one) => sum + one.running, 0),
+    max_waiting: 10_000,
+  },
+});
+const busy = queue("cpu", { workers: [worker("cpu")], waiting: { interactive: 2, bulk: 40 }, running: 8, backlog: 50 });
+const stalled = queue("gpu", { stalled: true, waiting: { interactive: 0, bulk: 1200 }, backlog: 1200 });
+
+for (const [what, found, perSecond, tone, line, notices] of [
+  ["idle", of(queue("cpu", { workers: [worker("cpu")] })), 0, "idle", "Idle: nothing waits", []],
+  ["nobody", of(queue("cpu")), 0, "warn", "No worker lives: jobs will wait", []],
+  ["flowing", of(busy), 412.3, "ok", "Work flows: 412 texts/s on cpu", []],
+  ["beginning", of(busy), null, "ok", "Work is under way on cpu", []],
+  ["stuck", of({ ...busy, oldest_seconds: 61 }), 0, "warn", "Nothing moves: no text was embedded on cpu for 20 seconds", []],
+  ["loading", of({ ...busy, workers: [worker("cpu", { dimensions: 0 })] }), 0, "warn", "Work waits while a worker loads its model", []],
+  ["stalled", of(stalled), 0, "bad", "Stalled: 1,200 texts wait, no gpu worker lives", []],
+  ["stalled in part", of(busy, stalled), 9, "bad", "Stalled: 1,200 texts wait, no gpu worker lives", ["Other work flows: 9 texts/s."]],
+  ["suspects", of({ ...busy, suspects: 1 }), 1, "ok", "Work flows: 1 texts/s on cpu", ["1 suspect: in flight when a worker died, now tried alone."]],
+  ["nearly full", of({ ...busy, waiting: { interactive: 0, bulk: 9500 } }), 1, "ok", "Work flows: 1 texts/s on cpu",
+    ["The backlog is 95\u202f% full; beyond it new jobs are refused."]],
+]) {
+  test(`the status line of a service: ${what}`, () => assert.deepEqual(judge(found, perSecond), { tone, line, notices }));
+}
+
+test("throughput is what was counted between two looks, or what the service tells", () => {
+  const counted = new Throughput();
+  for (let second = 0; second <= 30; second += 2) counted.look({ counters: { "inputs:cpu": 100 * second, "inputs:gpu": 5, "tokens:cpu": 9e9 } }, 1000 + second);
+  assert.equal(counted.perSecond, 100);
+  assert.equal(counted.series.length, 60);
+  assert.equal(counted.series.at(-1), 100);
+  assert.equal(counted.series[0], null, "nobody looked then");
+  const told = new Throughput();
+  told.look({ counters: {}, throughput: { seconds_each: 10, inputs: [...Array(57).fill(0), 100, 300, 50] } }, 1000);
+  assert.equal(told.perSecond, 20, "the running bucket is not whole");
+  told.look({ counters: {}, throughput: told.told }, 1021);
+  assert.equal(told.perSecond, 0, "nothing was counted while it was looked at");
+  assert.deepEqual(told.series.slice(-3), [0, 10, 30]);
+});
+
+test("figures are told in words", () => {
+  assert.deepEqual([0, 0.001, 0.5, 0.999, 1].map(percent), ["0\u202f%", "< 1\u202f%", "50\u202f%", "99\u202f%", "100\u202f%"]);
+  assert.deepEqual([0, 0.25, 3.21, 12.4, 65, 3_900, 100_000].map(duration),
+    ["0 ms", "250 ms", "3.2 s", "12 s", "1 min 05 s", "1 h 05 min", "1 d 3 h"]);
+  assert.deepEqual([0, 1023, 1024, 1.5 * 2 ** 30].map(bytes), ["0\u202fB", "1,023\u202fB", "1\u202fKiB", "1.5\u202fGiB"]);
+  assert.deepEqual([2, 34, 61, 7_300, -3_600].map((passed) => ago(1e9 - passed, 1e9)), ["just now", "30 s ago", "1 min. ago", "2 hr. ago", "in 1 hr."]);
+  assert.deepEqual([[1, "text"], [1_200, "text"]].map(([count, word]) => plural(count, word)), ["1 text", "1,200 texts"]);
+  assert.deepEqual([0, 3.14, 412.7].map(rate), ["0", "3.1", "413"]);
+});
+
+test("the samples are fifty texts of one line", () => {
+  assert.equal(new Set(SAMPLES).size, 50);
+  assert.ok(SAMPLES.every((line) => line.trim() === line && line.length > 20));
+});
