@@ -6,6 +6,7 @@ The same figures give the same bytes. The background is white, so that a picture
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -345,6 +346,18 @@ def metrics(result: Mapping[str, Any]) -> Figure:
     return made
 
 
+def overhead(result: Mapping[str, Any]) -> Figure:
+    """Median seconds of a job, by the clock and of all CPUs."""
+    kinds = {"seconds": "by the clock", "cpu_seconds": "of all CPUs"}
+    made, axes = figure(2, 2 * ROW_INCHES + 0.4, f"A job of {result['texts']:,} short texts, seconds", result)
+    for index, (axis, (kind, title)) in enumerate(zip(axes, kinds.items(), strict=True)):
+        found = {name: statistics.median(row[name][kind] for row in result["rounds"]) for name in ("before", "now")}
+        notes = {"before": "", "now": f"×{result[f'{kind}_ratio']:.3f}"}
+        bars(axis, found, (OTHERS[0], OURS), notes, names=index == 0)
+        axis.set_title(title)
+    return made
+
+
 DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "throughput": throughput,
     "small_jobs": small_jobs,
@@ -358,6 +371,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "batches": batches,
     "cache": cache,
     "metrics": metrics,
+    "overhead": overhead,
     "gpu": gpu,
 }
 

@@ -1,0 +1,151 @@
+"""What it costs to be seen: an earlier version of the service beside this one, while this one is looked at.
+
+    git worktree add /tmp/before COMMIT
+    python -m bench.overhead --before /tmp/before [--rounds 8] [--texts 2000]
+
+Both run at the same time, as `make run` runs them, and get the same job in turns, so whatever else the machine does meets both.
+While this version computes, `/metrics` is read every 5 s, and `/v1/queues` and `/v1/jobs` every 2 s, as a Prometheus and an
+open dashboard do. The clock shows what users wait; the CPU seconds of all processes of a service (Redis, API, worker) are less
+noisy.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from bench.setting import ROOT, corpora, end_to_end, heading, machine, median, save
+from launcher.stack import free_port
+
+START_SECONDS = 300
+WATCHED = {"/metrics": 5.0, "/v1/queues": 2.0, "/v1/jobs?limit=25": 2.0}
+"""What is read of the version of today, and every how many seconds."""
+
+
+class Running:
+    """A service from a checkout, started by its own launcher."""
+
+    def __init__(self, checkout: Path, folder: str) -> None:
+        port = free_port("127.0.0.1")
+        environ = dict(os.environ) | {"API_PORT": str(port), "DATA_DIR": folder, "DEVICE": "cpu"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "launcher", "run"],
+            cwd=checkout,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600)
+
+    def wait(self) -> None:
+        """Returns when a worker has its model."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, "the service has ended"
+            try:
+                if self.client.get("/readyz").json()["queues"]["cpu"]:
+                    return
+            except (httpx.TransportError, KeyError):
+                pass
+            time.sleep(0.2)
+        raise SystemExit(f"the service was not ready within {START_SECONDS} s")
+
+    def cpu_seconds(self) -> float:
+        """Of all its processes so far."""
+        spent = 0.0
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            times = process.cpu_times()
+            spent += times.user + times.system
+        return spent
+
+    def stop(self) -> None:
+        self.client.close()
+        self._process.terminate()
+        self._process.wait(60)
+
+
+@contextmanager
+def watched(client: httpx.Client) -> Iterator[None]:
+    """Somebody looks at the service meanwhile."""
+    over = threading.Event()
+
+    def look(path: str, every_seconds: float) -> None:
+        with httpx.Client(base_url=client.base_url, timeout=60) as own:
+            while not over.wait(every_seconds):
+                own.get(path).raise_for_status()
+
+    threads = [threading.Thread(target=look, args=item) for item in WATCHED.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def measure(service: Running, texts: Sequence[str]) -> dict[str, float]:
+    """Seconds of one job, and of all CPUs meanwhile."""
+    before = service.cpu_seconds()
+    seconds, vectors = end_to_end(service.client, texts)
+    assert len(vectors) == len(texts)
+    return {"seconds": seconds, "cpu_seconds": service.cpu_seconds() - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="a checkout of the version to compare with")
+    parser.add_argument("--rounds", type=int, default=8, help="jobs of each version, in turns (%(default)s)")
+    parser.add_argument("--texts", type=int, default=2000, help="short texts in a job (%(default)s)")
+    options = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=options.before, capture_output=True, text=True, check=True
+    )
+    facts = machine()
+    heading(f"Watched, beside {commit.stdout.strip()} that nobody watches", facts)
+    texts = corpora(options.texts)["short"]
+    rounds: list[dict[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        services = {"before": Running(options.before, f"{folder}/before"), "now": Running(ROOT, f"{folder}/now")}
+        try:
+            for service in services.values():
+                service.wait()
+                end_to_end(service.client, texts)
+            for n in range(options.rounds):
+                found = {}
+                for name in sorted(services, reverse=n % 2 == 1):
+                    if name == "now":
+                        with watched(services[name].client):
+                            found[name] = measure(services[name], texts)
+                    else:
+                        found[name] = measure(services[name], texts)
+                rounds.append(found)
+                print(
+                    ", ".join(f"{name} {row['seconds']:.2f} s, CPU {row['cpu_seconds']:.2f} s" for name, row in found.items()),
+                    flush=True,
+                )
+        finally:
+            for service in services.values():
+                service.stop()
+    results: dict[str, Any] = {"machine": facts, "before": commit.stdout.strip(), "texts": options.texts, "rounds": rounds}
+    for name in ("seconds", "cpu_seconds"):
+        ratios = [row["now"][name] / row["before"][name] for row in rounds]
+        results[f"{name}_ratio"] = median(ratios)
+        print(f"{name}: now/before {median(ratios):.3f} (median of {len(ratios)}; {min(ratios):.3f} to {max(ratios):.3f})")
+    save("overhead", results)
+
+
+if __name__ == "__main__":
+    main()
