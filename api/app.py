@@ -21,6 +21,7 @@ from api.views import (
     files,
     health,
     jobs,
+    maps,
     metrics,
     models,
     queues,
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
         ended=EndedJobs(ledger, most_waiting=max(1, settings.api_threads // 2), most_streams=max(1, settings.api_threads // 4)),
         answered=AnsweredJobs(ledger),
         tables=Places(MOST_TABLES, "results in the formats arrow and parquet"),
+        maps=Places(1, "maps"),
         large_bodies=Places(MOST_LARGE_BODIES, f"JSON bodies of more than {LARGE_BYTES} bytes"),
         measuring=Places(1, "lists of files that have to measure some"),
         files=Files(ledger),
@@ -87,6 +89,7 @@ def create_app(settings: Settings | None = None, ledger: Ledger | None = None, c
     for resource in (
         jobs,
         results,
+        maps,
         events,
         embeddings,
         files,

@@ -1,8 +1,8 @@
 """The shapes of answers: `api.schemas` makes them, `api.openapi` describes them by the docstrings here."""
 
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic cannot read typing's own before Python 3.12
 
 from core.jobs import Counts, InputError, JobStatus, Lane
@@ -188,6 +188,26 @@ class Manifest(TypedDict):
     """Of each shard's vectors: float32, little-endian, in order."""
     npy: FileSum | None
     """Of `?format=npy`; null when there is no vector."""
+
+
+class MapPoint(TypedDict):
+    index: int
+    x: float
+    y: float
+
+
+@documented
+class MapRecord(TypedDict):
+    """The vectors of a job on the plane of their two principal components."""
+
+    id: str
+    object: Literal["map"]
+    total: int
+    """The job's inputs, of which not all need have a point."""
+    points: list[MapPoint]
+    """In the order of the inputs. The largest absolute coordinate is 1, and both have the same scale."""
+    explained: Annotated[list[float], Field(min_length=2, max_length=2)]
+    """The share of the vectors' variance that x and y have."""
 
 
 class JobList(TypedDict):

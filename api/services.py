@@ -31,6 +31,7 @@ class Services:
     ended: EndedJobs
     answered: AnsweredJobs
     tables: Places
+    maps: Places
     measuring: Places
     large_bodies: Places
     files: Files

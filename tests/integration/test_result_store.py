@@ -106,6 +106,7 @@ def test_api_reads_from_s3_and_says_when_it_cannot(redis_url: str, tmp_path: Pat
             client.close()
             if sys.platform == "linux":
                 assert resident_bytes(api) < 80 * 10**6, "reading has loaded the store's library, too"
+            assert len(httpx.get(f"{stack.base_url}/v1/jobs/{job_id}/map").raise_for_status().json()["points"]) == 20
             stack.environ["RESULT_STORE"] = "s3://elsewhere/x"
             stack.api(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}")
             answer = httpx.get(f"{stack.base_url}/v1/jobs/{job_id}/result", timeout=60)

@@ -16,10 +16,11 @@ from api.services import LARGE_BYTES
 from api.wakes import Wakes
 from core.config import Settings
 from core.errors import LedgerUnavailable, PlacesFull
-from core.jobs import JobStatus
+from core.jobs import Counts, JobStatus
 from core.ledger import Ledger, Worker
 from core.models import Model
 from tests.processes import wait_for
+from tests.unit.test_results import ALL, FinishedShards, job_of
 
 
 def worker_named(name: str, *queues: str) -> Worker:
@@ -185,6 +186,15 @@ def test_large_bodies_are_read_a_few_at_a_time_and_small_ones_whenever_they_come
     services.room_for(large[1:]).close()
     places[0].close()
     services.room_for(large).close()
+
+
+def test_one_map_is_computed_at_a_time() -> None:
+    app = create_app(Settings(), FinishedShards(replace(job_of(7), counts=Counts(7, done=7)), ALL))
+    with app.extensions["services"].maps.require():
+        refused = app.test_client().get("/v1/jobs/j/map")
+    assert (refused.status_code, refused.get_json()["error"]["code"]) == (429, "too_many_at_once")
+    for _ in range(2):
+        assert app.test_client().get("/v1/jobs/j/map").status_code == 200
 
 
 def test_waiter_leaves_when_it_has_given_up() -> None:
