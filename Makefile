@@ -10,6 +10,7 @@ PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
 CLIENTS := .venv-clients
 CLIENTS_READY := $(CLIENTS)/.ready
+AXE := tests/browser/node_modules/.package-lock.json
 REQUIREMENTS := requirements-api.txt requirements-base.txt requirements-store.txt requirements-arrow.txt requirements-tracing.txt requirements.txt \
   requirements-flower.txt requirements-dev.txt clients/python/pyproject.toml
 LOCKED := requirements-api requirements-store requirements-flower requirements requirements-gpu
@@ -34,7 +35,7 @@ key: ## make an API key for a tenant: API_KEYS_FILE=keys make key NAME=alice
 doctor: $(READY) ## say whether this machine can run the service, and what to do where it cannot
 	@$(BIN)/python -m doctor
 
-test: $(READY) ## run all tests
+test: $(READY) $(AXE) ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-unit: $(READY) ## run the tests that need no Redis and no model
@@ -99,7 +100,7 @@ lock: $(READY) ## write requirements*.lock anew from requirements*.txt (LOCK_OPT
 	done
 
 clean: ## remove .venv, .venv-peers and .venv-clients, the data of `make run` and all caches
-	rm -rf $(VENV) $(PEERS) $(CLIENTS) tests/sdk/node/node_modules .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) tests/sdk/node/node_modules tests/browser/node_modules .data .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone: so its small CPU build can come from its own index, and nothing else can. Where that index is out of
@@ -140,3 +141,8 @@ $(CLIENTS_READY): tests/sdk/requirements.txt tests/sdk/requirements-old.txt test
 	$(CLIENTS)/bin/python -m pip install --upgrade --target $(CLIENTS)/old -r tests/sdk/requirements-old.txt
 	@PATH="$(CURDIR)/$(CLIENTS)/bin:$$PATH" npm ci --prefix tests/sdk/node --no-audit --no-fund
 	@touch $(CLIENTS_READY)
+
+# What looks for barriers in the dashboard. Without it these tests are skipped, but in CI.
+$(AXE): tests/browser/package-lock.json
+	@command -v npm > /dev/null && npm ci --prefix tests/browser --no-audit --no-fund || \
+	  echo "npm is not there, or cannot install axe: the dashboard's tests in a browser will be skipped"
