@@ -17,7 +17,7 @@ from tests.processes import ROOT, Stack, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.model, pytest.mark.browser]
 
-PASSAGES = [text for text in read_passages(ROOT / "examples" / "alice.txt") if len(text) < 240][:500]
+PASSAGES = [text for text in read_passages(ROOT / "examples" / "alice.txt") if len(text) < 200][:500]
 QUESTION = "a cat that disappears until only its smile is left"
 PHONE_WIDTHS = [360, 375]
 
