@@ -261,8 +261,11 @@ def _set_up_logging(**_: Any) -> None:
 def _load_or_exit() -> None:
     """A worker without a model must not take work. Celery swallows what signal handlers raise, but for SystemExit.
 
-    The pool would replace the child for ever, so the parent is told as well.
+    The pool would replace the child for ever, so the parent is told as well. A child that comes before the parent has noticed
+    does not try again: importing torch takes seconds.
     """
+    if _shared[_FAILED]:
+        sys.exit(CANNOT_START)
     watchdog.forget()
     try:
         _require_known_layout()
