@@ -36,7 +36,7 @@ doctor: $(READY) ## say whether this machine can run the service, and what to do
 	@$(BIN)/python -m doctor
 
 test: $(READY) $(AXE) ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: $(READY) ## run the tests that need no Redis and no model
 	$(BIN)/python -m pytest tests/unit
