@@ -105,6 +105,8 @@ clean: ## remove .venv, .venv-peers and .venv-clients, the data of `make run` an
 
 # torch comes first and alone: so its small CPU build can come from its own index, and nothing else can. Where that index is out of
 # reach pip says so within seconds and takes torch from where it takes the rest. TORCH_INDEX_URL= (empty) asks the default index alone.
+# The rest comes by uv, which takes half of pip's time, finds torch installed, and compiles it, too, on every CPU. It asks PyPI and knows
+# nothing of pip's settings: where these name another index, none, or a proxy, and where uv fails, pip does it.
 $(READY): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "vector-api needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
@@ -114,9 +116,12 @@ $(READY): $(REQUIREMENTS)
 	@echo "Installing into $(VENV): a few minutes and about 500 MB to download at first."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@{ PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
-	  $(BIN)/python -m pip install --no-deps --retries 1 --timeout 15 \
+	  $(BIN)/python -m pip install --no-compile --no-deps --retries 1 --timeout 15 \
 	    $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) $$(grep '^torch==' requirements.txt) && \
-	  $(BIN)/python -m pip install -r requirements-dev.txt; } || { \
+	  { ! $(BIN)/python -m pip config list | grep -E '\.(index-url|no-index|proxy)=' > /dev/null && \
+	    $(BIN)/python -m pip install --no-compile $$(grep '^uv==' requirements-dev.txt) && \
+	    UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements-dev.txt || \
+	    $(BIN)/python -m pip install -r requirements-dev.txt; }; } || { \
 	  echo "The installation failed; pip says why above. Nothing needs a compiler where ready-made wheels exist: on Linux"; \
 	  echo "(x86-64 and ARM, glibc 2.28 or newer) and macOS. Without a network, point pip at a folder of wheels:"; \
 	  echo "PIP_NO_INDEX=1 PIP_FIND_LINKS=/folder/of/wheels make $(MAKECMDGOALS)"; exit 1; }
