@@ -1,5 +1,6 @@
 """Serve the API with gunicorn: one process, many threads, with limits against slow and oversized requests."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -31,6 +32,10 @@ SHARED_MEMORY = "/dev/shm"
 
 HEAD_SECONDS = 10.0
 """How long a client may take to send the head of a request, from its first byte on: it holds a thread, whoever it is."""
+
+CLOSING_SECONDS = 2.0
+CLOSING_BYTES = 65_536
+"""How long, and for how much that it still sends, a client is waited for that does not close after its last answer. As gunicorn."""
 
 
 def main() -> int:
@@ -112,7 +117,7 @@ def configuration(settings: Settings, listener: int) -> dict[str, Any]:
     return {
         "bind": f"fd://{listener}",
         "workers": 1,
-        "worker_class": JsonErrorWorker,
+        "worker_class": PatientWorker,
         "threads": settings.api_threads,
         "worker_connections": 1000 + settings.api_threads,
         "backlog": 1024,
@@ -176,16 +181,25 @@ class HeadSocket(socket.socket):
             raise SlowHead from None
 
 
-class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
-    """Answers a request that is no HTTP, or over the limits of its head, in the service's one error shape.
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """Answers a request that is no HTTP, or over the limits of its head, in the service's one error shape, and lets no client hold
+    up others.
 
-    Such a request never reaches the application; gunicorn would answer with a page of HTML.
+    Such a request never reaches the application; gunicorn would answer with a page of HTML. And it would wait, in the one thread
+    that accepts connections, for each client that does not close its own side after the last answer: 2 s, one after the other.
     """
 
     def enqueue_req(self, conn: Any) -> None:
         if not isinstance(conn.sock, HeadSocket):
             conn.sock = HeadSocket(fileno=conn.sock.detach())
         super().enqueue_req(conn)
+
+    def handle(self, conn: Any) -> Any:
+        """Whether the connection is kept. Where it is not, the wait for the client's side is over when this returns."""
+        kept = super().handle(conn)
+        if not kept:
+            _finish(conn.sock)
+        return kept
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
         status, reason, code = _unreadable(exc)
@@ -208,6 +222,25 @@ class JsonErrorWorker(ThreadWorker):  # type: ignore[misc]
             util.write_nonblock(client, head.encode() + body)
         except OSError as error:
             self.log.debug("the client has gone: %s", error)
+
+
+def _finish(client: socket.socket) -> None:
+    """End both sides of a connection, so that closing it waits for nothing.
+
+    What the client sends until it closes its own is read for a while: unread bytes would have the system throw away our answer
+    (RFC 9112, section 9.6).
+    """
+    deadline, left = time.monotonic() + CLOSING_SECONDS, CLOSING_BYTES
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_WR)
+        while left > 0 and (seconds := deadline - time.monotonic()) > 0:
+            client.settimeout(seconds)
+            found = client.recv(4096)
+            if not found:
+                break
+            left -= len(found)
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RD)
 
 
 def _unreadable(error: Exception) -> tuple[int, str, str]:

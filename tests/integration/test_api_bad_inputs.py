@@ -156,14 +156,19 @@ class Answer(NamedTuple):
 
 def send(stack: Stack, sent: bytes) -> bytes:
     """All that comes back until the server closes. It may close before it has taken everything."""
-    received = b""
     with connect(stack) as connection:
         writer = threading.Thread(target=write, args=(connection, sent))
         writer.start()
-        with suppress(ConnectionResetError):
-            while piece := connection.recv(65_536):
-                received += piece
+        received = receive(connection)
         writer.join()
+    return received
+
+
+def receive(connection: socket.socket) -> bytes:
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            received += piece
     return received
 
 
@@ -251,6 +256,16 @@ def test_slow_clients_hold_up_nobody_and_are_served(api: httpx.Client, api_stack
                 connection.sendall(request[start:end])
             assert api.get("/readyz", timeout=30).status_code == 200
         assert [connection.recv(12) for connection in slow] == [b"HTTP/1.1 202"] * 20
+
+
+def test_clients_that_do_not_close_hold_up_nobody(api: httpx.Client, api_stack: Stack) -> None:
+    with ExitStack() as stack:
+        open_ = [stack.enter_context(connect(api_stack)) for _ in range(20)]
+        for connection in open_:
+            connection.sendall(post(GOOD))
+        assert [connection.recv(12) for connection in open_] == [b"HTTP/1.1 202"] * 20
+        assert api.get("/readyz", timeout=10).status_code == 200, "one after the other they would take 40 s"
+        assert all(b"job_" in receive(connection) for connection in open_), "and the server has closed its side"
 
 
 def test_heads_that_never_end_are_given_up(api: httpx.Client, api_stack: Stack) -> None:
