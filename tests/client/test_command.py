@@ -175,7 +175,7 @@ def wait_for_rows(tmp_path: Path, output: str) -> str:
 def test_interrupted_run_goes_on(
     output: str, number: signal.Signals, run: Run, start: Callable[..., subprocess.Popen[str]], client: Client, tmp_path: Path
 ) -> None:
-    texts = slow(400)
+    texts = slow(1000)
     write_jsonl(tmp_path / "a.jsonl", texts)
     process = start("embed", "a.jsonl", "-o", output)
     job = wait_for_rows(tmp_path, output)

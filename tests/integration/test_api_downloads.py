@@ -180,16 +180,18 @@ def test_curl_continues_a_download_and_its_sum_is_in_the_manifest(
     (tmp_path / "vectors.npy").write_bytes(begun)
     documented = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     commands = [line for line in documented.splitlines() if line.startswith("curl ") and "/events" not in line]
-    assert len(commands) == 2
-    script = "\n".join(commands).replace("http://127.0.0.1:8000", api_stack.base_url)
-    found = subprocess.run(
-        ["sh", "-ec", script], cwd=tmp_path, env=os.environ | {"JOB": job}, capture_output=True, timeout=60, check=True
-    )
+
+    def run(command: str) -> bytes:
+        script = command.replace("http://127.0.0.1:8000", api_stack.base_url)
+        environ = os.environ | {"JOB": job}
+        return subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=environ, capture_output=True, timeout=60, check=True).stdout
+
+    _, manifest, plane = map(run, commands)
     file = (tmp_path / "vectors.npy").read_bytes()
     assert np.array_equal(np.load(io.BytesIO(file)), VECTORS)
-    assert json.loads(found.stdout)["npy"]["sha256"] == hashlib.sha256(file).hexdigest()
-    (shown,) = re.findall(r"^```json\n(.+?)^```", documented, re.MULTILINE | re.DOTALL)
-    assert list(json.loads(shown)) == list(json.loads(found.stdout))
+    assert json.loads(manifest)["npy"]["sha256"] == hashlib.sha256(file).hexdigest()
+    shown = re.findall(r"^```json\n(.+?)^```", documented, re.MULTILINE | re.DOTALL)
+    assert [list(json.loads(text)) for text in shown] == [list(json.loads(text)) for text in (manifest, plane)]
 
 
 # ETags ----------------------------------------------------------------------------------------------------------------

@@ -155,6 +155,6 @@ def test_any_wsgi_server_can_run_the_factory(redis_url: str, tmp_path: Path) -> 
         wait_for(answers, what="the API's answer")
         assert httpx.post(f"{url}/v1/jobs", json={"inputs": ["a"]}).status_code == 202
         assert httpx.post(f"{url}/v1/jobs", json={"inputs": ["a" * 40_000_000]}, timeout=60).status_code == 413
-        assert httpx.get(f"{url}/").json()["model"] == Settings().model_name
+        assert httpx.get(f"{url}/v1").json()["model"] == Settings().model_name
     finally:
         process.kill_group()
