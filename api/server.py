@@ -35,7 +35,7 @@ HEAD_SECONDS = 10.0
 
 CLOSING_SECONDS = 2.0
 CLOSING_BYTES = 65_536
-"""How long, and for how much that it still sends, a client is waited for that does not close after its last answer. As gunicorn."""
+"""How long, and for how much that it still sends, a client is waited for that does not close its side. As gunicorn has it."""
 
 
 def main() -> int:
@@ -182,8 +182,7 @@ class HeadSocket(socket.socket):
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
-    """Answers a request that is no HTTP, or over the limits of its head, in the service's one error shape, and lets no client hold
-    up others.
+    """Answers what is no HTTP, or over the limits of a head, in the service's one error shape; and waits for clients in threads.
 
     Such a request never reaches the application; gunicorn would answer with a page of HTML. And it would wait, in the one thread
     that accepts connections, for each client that does not close its own side after the last answer: 2 s, one after the other.

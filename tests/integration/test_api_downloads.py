@@ -182,9 +182,9 @@ def test_curl_continues_a_download_and_its_sum_is_in_the_manifest(
     commands = [line for line in documented.splitlines() if line.startswith("curl ") and "/events" not in line]
 
     def run(command: str) -> bytes:
-        script = command.replace("http://127.0.0.1:8000", api_stack.base_url)
+        line = ["sh", "-ec", command.replace("http://127.0.0.1:8000", api_stack.base_url)]
         environ = os.environ | {"JOB": job}
-        return subprocess.run(["sh", "-ec", script], cwd=tmp_path, env=environ, capture_output=True, timeout=60, check=True).stdout
+        return subprocess.run(line, cwd=tmp_path, env=environ, capture_output=True, timeout=60, check=True).stdout
 
     _, manifest, plane = map(run, commands)
     file = (tmp_path / "vectors.npy").read_bytes()
