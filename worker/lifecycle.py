@@ -42,6 +42,7 @@ from core.routing import FALLBACK
 from worker import app, models, settings, watchdog
 from worker.engines import Engine
 from worker.log import log
+from worker.memory import main_memory
 from worker.result_store import Collector, Outage, WorkerLedger
 
 WORKER_TIMEOUT_SECONDS = 15.0
@@ -146,7 +147,7 @@ class Process:
                 dimensions=facts.dimensions,
                 max_tokens=facts.max_tokens,
                 prompts=tuple(facts.prompts),
-                facts=self.engine.memory() | self.engine.device_figures() | self._drain.figures(),
+                facts=main_memory() | self.engine.memory() | self.engine.device_figures() | self._drain.figures(),
                 parity=facts.parity,
                 device_name=facts.device_name,
                 histograms=self._drain.histograms.report(),
