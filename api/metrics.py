@@ -7,7 +7,6 @@ Every API process shows the same of the ledger and the workers, so these are not
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from prometheus_client import (
@@ -139,6 +138,7 @@ def _bound(value: float) -> str:
 
 
 def of_settings(settings: Settings) -> Iterator[Metric]:
+    yield gauge("max_waiting_bytes", "Bytes of inputs that Redis may hold (MAX_WAITING_BYTES).", settings.max_waiting_bytes)
     yield gauge("max_waiting_inputs", "Inputs that may wait in all queues (MAX_WAITING_INPUTS).", settings.max_waiting_inputs)
     if settings.parity:
         yield gauge("parity_floor", "The worst parity with which a worker starts (PARITY_FLOOR).", settings.parity_floor)
@@ -151,12 +151,17 @@ QUEUE = ("queue",)
 
 PER_QUEUE = {
     "jobs_submitted": ("submitted", "Jobs that were accepted for the queue."),
+    "inputs_finished": (
+        "finished",
+        "Inputs that were done with: embedded, failed, or counted in a dry run.",
+    ),
     "inputs_embedded": ("inputs", "Inputs that have got a vector, computed or from the cache."),
     "tokens_embedded": ("tokens", "Tokens of the inputs that were done with, special tokens and prompts included."),
     "inputs_cached": ("cached", "Inputs whose vectors came from the cache."),
     "inputs_truncated": ("truncated", "Inputs that were longer than the model's maximum and were cut."),
     "shards_retried": ("retried", "Shards that were handed out again: a worker had died with them, or had given them back."),
     "shards_hung": ("hung", "Shards that were alone with a worker whose engine did not come back from them."),
+    "hangs": ("hangs", "Processes of workers that were ended as their engine did not come back."),
     "shards_divided": ("divided", "Shards that workers died with, divided into their inputs."),
     "commits_refused": (
         "refused",
@@ -173,16 +178,16 @@ comes with its first one; and of these the first one counts."""
 
 def of_ledger(survey: Survey) -> Iterator[Metric]:
     yield from _of_queues(survey.queues)
+    yield gauge("waiting_bytes", "Bytes of inputs that Redis holds until their vectors are stored.", survey.waiting_bytes)
     jobs = [([state], n) for state, n in survey.jobs.items()]
     yield gauges("jobs", "Jobs that have not ended.", ("state",), jobs)
     yield gauge("kept_jobs", "Ended jobs whose results are kept, and batches whose file could not be embedded.", survey.kept_jobs)
     yield from _totals(survey.counters, [state.name for state in survey.queues])
 
 
-def of_redis(used_bytes: int, max_bytes: int) -> Iterator[Metric]:
+def of_redis(used_bytes: int | None, max_bytes: int | None) -> Iterator[Metric]:
     yield gauge("redis_memory_used_bytes", "Memory that Redis uses.", used_bytes)
-    if max_bytes:
-        yield gauge("redis_memory_max_bytes", "Memory that Redis may use (its maxmemory).", max_bytes)
+    yield gauge("redis_memory_max_bytes", "Memory that Redis may use (its maxmemory).", max_bytes)
 
 
 def _of_queues(queues: Sequence[QueueState]) -> Iterator[Metric]:
@@ -223,6 +228,8 @@ DEVICE = ("worker", "device")
 
 FACTS = {
     "resident_memory_bytes": ("resident_bytes", "Memory of the worker's process that lies in RAM."),
+    "memory_used_bytes": ("memory_used_bytes", "Main memory that is used in the worker's container, or on its machine."),
+    "memory_limit_bytes": ("memory_limit_bytes", "What that may be at most."),
     "budget_tokens": ("budget_tokens", "Most tokens in a batch at the moment, padding included."),
 }
 DEVICE_FACTS = {
@@ -242,6 +249,13 @@ TOTALS = {
     "out_of_memory": ("out_of_memory", "Batches that the device had too little memory for; they were halved and tried again."),
     "torch_alloc_retries": ("torch_alloc_retries", "Allocations that torch tried again after it gave cached memory back."),
     "torch_ooms": ("torch_ooms", "Allocations that torch could not make."),
+}
+LABELLED_HISTOGRAMS = {
+    "wait_seconds": ("lane", "How long jobs waited, from their creation to the claim of their first shard."),
+    "stage_seconds": (
+        "stage",
+        "How long a stage took: tokenize, the inputs of a claim; forward, a batch on the device; commit, storing what is whole.",
+    ),
 }
 HISTOGRAMS = {
     "batch_inputs": "Inputs of a batch.",
@@ -266,7 +280,7 @@ def of_workers(workers: Sequence[Worker]) -> Iterator[Metric]:
         WORKER,
         [([w.name], w.parity) for w in workers],
     )
-    text = "When the worker reported last, by its own clock."
+    text = "When the worker reported last, by Redis' clock."
     yield gauges("worker_last_report_timestamp_seconds", text, WORKER, [([w.name], w.seen_at) for w in workers])
     for name, (fact, text) in FACTS.items():
         yield gauges(f"worker_{name}", text, WORKER, [([w.name], w.facts.get(fact)) for w in workers])
@@ -278,14 +292,8 @@ def of_workers(workers: Sequence[Worker]) -> Iterator[Metric]:
 
 
 def _histograms(workers: Sequence[Worker]) -> Iterator[Metric]:
-    stages = chain.from_iterable(
-        [([worker.name, stage], found) for stage, found in worker.histograms.get("stage_seconds", {}).items()]
-        for worker in workers
-    )
-    text = (
-        "How long a stage took: wait, from a job's creation to the claim of each of its shards; tokenize, the inputs of one "
-        "claim; forward, a batch on the device; commit, storing what is whole."
-    )
-    yield histograms("worker_stage_seconds", text, ("worker", "stage"), stages)
+    for name, (label, text) in LABELLED_HISTOGRAMS.items():
+        rows = [((worker.name, value), found) for worker in workers for value, found in worker.histograms.get(name, {}).items()]
+        yield histograms(f"worker_{name}", text, ("worker", label), rows)
     for name, text in HISTOGRAMS.items():
         yield histograms(f"worker_{name}", text, WORKER, [([worker.name], worker.histograms.get(name)) for worker in workers])

@@ -250,6 +250,11 @@ class WorkerRecord(TypedDict):
     """While it computes."""
     resident_bytes: int | None
     """Of its process, in RAM."""
+    memory_used_bytes: int | None
+    """Main memory that all processes of its container use, without what can be given back at once; of its machine, where the
+    container has no limit."""
+    memory_limit_bytes: int | None
+    """What that may be at most."""
     allocated_bytes: int | None
     """Memory of the device that its tensors take."""
     reserved_bytes: int | None
@@ -264,6 +269,9 @@ class WorkerRecord(TypedDict):
     facts: dict[str, Any]
     """All its figures: memory, what was done so far, the last batch."""
     seen_at: float
+    """When it reported last, by Redis' clock."""
+    silent: bool
+    """It has not reported for two heartbeats."""
 
 
 @documented
@@ -280,7 +288,7 @@ class QueueRecord(TypedDict):
     """Share of the model's new `auto` jobs that come to this queue."""
     auto_share_reason: str
     stalled: bool
-    """Work waits, and no worker lives that could take it."""
+    """There is work, and no worker lives: what runs was in flight when the last one died."""
     waiting: dict[str, int]
     """Inputs that wait, by priority."""
     running: int
@@ -304,6 +312,13 @@ class Throughput(TypedDict):
 class QueueTotals(TypedDict):
     waiting: int
     max_waiting: int
+    waiting_bytes: int
+    """Of the texts that Redis holds until their vectors are stored."""
+    max_waiting_bytes: int | None
+    redis_used_bytes: int | None
+    """Null where Redis may not be asked (`INFO`)."""
+    redis_max_bytes: int | None
+    """Redis' `maxmemory`; null where it has none."""
     running: int
     workers: int
     jobs: dict[str, int]

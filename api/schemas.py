@@ -416,7 +416,7 @@ def queue_record(state: QueueState, model: Model, *, auto_share: float, auto_sha
         "stalled": state.stalled,
         "waiting": state.waiting,
         "running": state.running,
-        "backlog": sum(state.waiting.values()) + state.running,
+        "backlog": state.backlog,
         "suspects": state.suspects,
         "oldest_seconds": state.oldest_seconds or 0.0,
         "workers": [worker_record(worker) for worker in state.workers],
@@ -441,6 +441,8 @@ def worker_record(worker: Worker) -> WorkerRecord:
         "parity": worker.parity,
         "inputs_per_second": worker.facts.get("inputs_per_second"),
         "resident_bytes": worker.facts.get("resident_bytes"),
+        "memory_used_bytes": worker.facts.get("memory_used_bytes"),
+        "memory_limit_bytes": worker.facts.get("memory_limit_bytes"),
         "allocated_bytes": worker.facts.get("allocated_bytes"),
         "reserved_bytes": worker.facts.get("reserved_bytes"),
         "used_bytes": worker.facts.get("used_bytes"),
@@ -450,6 +452,7 @@ def worker_record(worker: Worker) -> WorkerRecord:
         "power_watts": worker.facts.get("power_watts"),
         "facts": worker.facts,
         "seen_at": worker.seen_at,
+        "silent": worker.silent,
     }
 
 

@@ -74,8 +74,11 @@ def _batches(report: dict[str, Any]) -> dict[str, Any]:
         age = max(0.0, time.time() - last["ended_at"])  # parent and child share a clock
         found["last_batch"] = {fact: value for fact, value in last.items() if fact != "ended_at"} | {"age_seconds": round(age, 1)}
     histograms = dict(report["histograms"])
-    stages = {stage: _mean(times) for stage, times in histograms.pop("stage_seconds", {}).items()}
-    return found | {"stage_seconds": stages} | {name: _mean(values) for name, values in histograms.items()}
+    times = {
+        name: {label: _mean(values) for label, values in histograms.pop(name, {}).items()}
+        for name in ("wait_seconds", "stage_seconds")
+    }
+    return found | times | {name: _mean(values) for name, values in histograms.items()}
 
 
 @inspect_command()

@@ -133,7 +133,7 @@ class Drain:
         finally:
             self._started.clear()
             self._leases.drop_all()
-            self._calls.alone(queue, None)
+            self._calls.serve("")
             self.busy = False
         if self.ledger.release(queue, self.worker):
             self._wake(queue)
@@ -178,11 +178,10 @@ class Drain:
         )
         if claim.wake:
             self._wake(queue)
-        for shard in claim.shards:
-            self.histograms.stages["wait"].count(shard.waited_seconds)
+        self.histograms.count_waits(claim)
         works = [Work(shard, self.engine.facts.dimensions) for shard in claim.shards]
         self._leases.hold(queue, works)
-        self._calls.alone(queue, claim.shards[0] if claim.alone else None)
+        self._calls.serve(queue, claim.shards[0] if claim.alone else None)
         try:
             span = self._begin_span(queue, works, claim.lane, begun)
             taken_up = [work for work in works if self._take_up(queue, work)]

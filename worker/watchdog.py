@@ -30,7 +30,7 @@ GRACE = 1.2
 """The parent ends a child that could not end itself after so many times `HANG_SECONDS`."""
 
 _RECORD = struct.Struct("=dI256s")
-"""When the oldest call began (`time.monotonic`, 0: there is none), the process, and the suspect it has alone."""
+"""When the oldest call began (`time.monotonic`, 0: there is none), the process, its queue, and the suspect it has alone."""
 
 _memory = mmap.mmap(-1, _RECORD.size)
 
@@ -40,7 +40,7 @@ class Calls:
 
     def __init__(self) -> None:
         self._begun: dict[object, float] = {}
-        self._suspect = b""
+        self._work = b""
         self._lock = threading.Lock()
         self._write()
 
@@ -58,11 +58,11 @@ class Calls:
                 del self._begun[call]
                 self._write()
 
-    def alone(self, queue: str, shard: ClaimedShard | None) -> None:
-        """What the process has alone from now on, or that it has nothing alone."""
-        name = "" if shard is None else f"{queue} {shard.job_id} {shard.span} {shard.attempt}"
+    def serve(self, queue: str, alone: ClaimedShard | None = None) -> None:
+        """Which queue the process works for from now on (empty: none), and the shard that it has alone, if it has one alone."""
+        name = "" if alone is None else f" {alone.job_id} {alone.span} {alone.attempt}"
         with self._lock:
-            self._suspect = name.encode()
+            self._work = f"{queue}{name}".encode()
             self._write()
 
     def seconds(self) -> float:
@@ -70,13 +70,13 @@ class Calls:
         return running()[0]
 
     def _write(self) -> None:
-        _RECORD.pack_into(_memory, 0, min(self._begun.values(), default=0.0), os.getpid(), self._suspect)
+        _RECORD.pack_into(_memory, 0, min(self._begun.values(), default=0.0), os.getpid(), self._work)
 
 
 def running() -> tuple[float, int, str]:
-    """How long the oldest engine call has been going on, in which process, and what that has alone."""
-    begun, pid, suspect = _RECORD.unpack_from(_memory)
-    return (time.monotonic() - begun if begun else 0.0), pid, suspect.rstrip(b"\0").decode()
+    """How long the oldest engine call has been going on, in which process, and what for, as `Calls.serve` notes it."""
+    begun, pid, work = _RECORD.unpack_from(_memory)
+    return (time.monotonic() - begun if begun else 0.0), pid, work.rstrip(b"\0").decode()
 
 
 class Looks:
@@ -92,8 +92,8 @@ class Looks:
         if now - self._last > LATE * seconds:
             self._since = now
         self._last = now
-        found, pid, suspect = running()
-        return min(found, now - self._since), pid, suspect
+        found, pid, work = running()
+        return min(found, now - self._since), pid, work
 
 
 def forget() -> None:
@@ -108,10 +108,10 @@ def start(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
         pause, looks = threading.Event(), Looks()
         while True:
             pause.wait(hang_seconds / LOOKS)
-            seconds, _, suspect = looks.running(hang_seconds / LOOKS)
+            seconds, _, work = looks.running(hang_seconds / LOOKS)
             if seconds > hang_seconds:
                 try:
-                    _tell(seconds, suspect, open_ledger)
+                    _tell(seconds, work, open_ledger)
                 finally:
                     forget()  # else the parent would see a call that goes on
                     os._exit(HUNG)
@@ -124,21 +124,21 @@ _parents = Looks()
 
 def end_hung_child(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
     """End the child if its engine hangs and it could not end itself. To be called at least `LOOKS` times in `hang_seconds`."""
-    seconds, pid, suspect = _parents.running(hang_seconds / LOOKS)
+    seconds, pid, work = _parents.running(hang_seconds / LOOKS)
     if pid not in (0, os.getpid()) and seconds > hang_seconds * GRACE:
         forget()
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # it was killed in the middle of a call
-        _tell(seconds, suspect, open_ledger)
+        _tell(seconds, work, open_ledger)
 
 
-def _tell(seconds: float, suspect: str, open_ledger: Callable[[], Ledger]) -> None:
-    queue, job_id, span, attempt = suspect.split() if suspect else ("", "", "", "")
+def _tell(seconds: float, work: str, open_ledger: Callable[[], Ledger]) -> None:
+    queue, job_id, span, attempt = work.split() if " " in work else (work, "", "", "0")
     told = {"queue": queue, "job": job_id, "shard": span}
     log.critical("the engine did not come back for %.0f s (HANG_SECONDS), its process ends", seconds, extra=told)
-    if suspect:
+    if queue:
         try:
             open_ledger().hung(queue, job_id, span, int(attempt))
         except LedgerUnavailable as error:

@@ -22,10 +22,15 @@ def list_queues() -> Response:
     Query(request.args, ())
     found = services()
     survey = found.ledger.survey(found.models.queues)
+    redis_used_bytes, redis_max_bytes = found.ledger.memory()
     states = survey.queues
     totals = {
         "waiting": sum(sum(state.waiting.values()) for state in states),
         "max_waiting": found.settings.max_waiting_inputs,
+        "waiting_bytes": survey.waiting_bytes,
+        "max_waiting_bytes": found.settings.max_waiting_bytes,
+        "redis_used_bytes": redis_used_bytes,
+        "redis_max_bytes": redis_max_bytes,
         "running": sum(state.running for state in states),
         "workers": len({worker.name for state in states for worker in state.workers}),
         "jobs": survey.jobs,

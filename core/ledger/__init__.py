@@ -24,7 +24,8 @@ after the prefix of the settings (default `vector-api:`):
                                              queued, running: jobs; interactive:<queue>: inputs under a lease
     rate:<kind>:<tenant>             string  when the tenant's requests or inputs are whole again when they are
     workers, workers:<queue>         zset    live workers by the time they count as gone          when empty
-    worker:<name>                    hash    what a worker reports about itself                   3 heartbeats
+    worker:<name>                    hash    what a worker reports about itself, when, for how    3 heartbeats
+                                             long it counts
     draining:<queue>                 zset    workers at work, by the time that stops being sure   when empty
     wake:<queue>                     string  a message was just sent                              1 s
     jobs:<tenant>                    zset    the tenant's jobs by creation                        when empty
@@ -58,13 +59,16 @@ Where traces are on, `traceparent` in a job's record is that of its submission; 
 An `auto` job that `GPU_SHARE` gives to the gpu has `home` and `fallback` in its record, and `queue` says in which of the two it
 waits. Its place in a line, its suspects and its part of `waiting` are there; a lease stays in the queue it was claimed from.
 
-**Counters.** Per queue: `submitted:<queue>` (jobs); `inputs:<queue>` (that have a vector), `cached:`, `truncated:` and
-`failed:<queue>:<code>` (of these, and those without one), `tokens:` (of both); `retried:` (shards that were handed out before),
-`divided:`, `hung:` (their engine did not come back) and `refused:` (their result was thrown away: cancelled, or the lease went to
-another); `moved:` (jobs that came by `move`); `claims:` (whose turn it is, not for people). In all: `recovered` (shards whose
-lease ran out, or that hung), `ended:<status>` (jobs). Of a dry run only its job is counted.
+**Counters.** Per queue: `submitted:<queue>` (jobs); `finished:<queue>` (inputs that were done with in any way); of these, unless
+they were of a dry run, `inputs:` (that have a vector), `cached:`, `truncated:` and `failed:<queue>:<code>`, and their `tokens:`;
+`retried:` (shards that were handed out before), `divided:`, `hung:` (they were alone, and the engine did not come back from them)
+and `refused:` (their result was thrown away: cancelled, or the lease went to another); `hangs:` (processes that ended as their
+engine did not come back); `moved:` (jobs that came by `move`); `claims:` (whose turn it is, not for people). In all: `recovered`
+(shards whose lease ran out, or that hung), `ended:<status>` (jobs). Jobs and inputs are counted once each, `refused:` and
+`hangs:` again when a call is repeated.
 
 `live` counts a job as the field `counted` in its record says; one of an older version has none until a worker claims some of it.
+What older versions do to jobs beside this one is not counted, until a moment in which there is nothing to do (`wake`).
 
 A queue is `cpu` or `gpu` of the default model, or `cpu.<alias>`, `gpu.<alias>` of another (`core.models`).
 

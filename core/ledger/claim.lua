@@ -1,6 +1,6 @@
 -- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
 -- ARGV: queue, worker, lease ms, most bytes of input blocks, lane ('interactive', 'bulk' or '' for what is due)
--- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, model, tenant, ms since the job came, options,
+-- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, model, tenant, ms since the job came if it begins now, options,
 --          input block, job, …}; of one lane
 local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
@@ -26,7 +26,7 @@ local function take(id, shard, record, block)
   count_leased(queue, record[2], count_of(shard))
   if attempt > 1 then tally('retried:' .. queue, 1) end
   taken[4] = record[2]
-  local waited = math.max(0, now - record[7])
+  local waited = record[1] == 'queued' and math.max(0, now - record[7]) or ''
   for _, value in ipairs({id, shard, attempt, record[4], record[5], waited, record[3], block}) do table.insert(taken, value) end
 end
 

@@ -15,6 +15,7 @@ for n = 7, #ARGV, 11 do
   if current then
     redis.call('ZREM', key('leases', queue), id .. '/' .. shard)
     count_leased(queue, lane, 0 - count_of(shard))
+    tally('finished:' .. queue, count_of(shard))
     if block ~= '' then
       redis.call('HSET', key('vectors', id), shard, block)
       embedded = embedded + count_of(shard) - failed

@@ -1,8 +1,10 @@
--- The worker that was given a suspect is about to end, because its engine does not come back.
--- ARGV: queue, job, shard, attempt
+-- A worker's process is about to end, because its engine does not come back; perhaps from a suspect.
+-- ARGV: queue, then the suspect: job, shard, attempt ('' without one)
 -- Returns 1, or 0 when it was not a suspect's current attempt, or this was said before
 local queue, id, shard, attempt = unpack(ARGV)
-local found = redis.call('HGET', key('deaths', id), shard)
+tally('hangs:' .. queue, 1)
+write_counts()
+local found = id ~= '' and redis.call('HGET', key('deaths', id), shard)
 if not found or redis.call('HGET', key('attempts', id), shard) ~= attempt then return 0 end
 local held, lane = is_held(queue, id, shard, attempt)
 if held then

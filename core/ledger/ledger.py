@@ -4,7 +4,6 @@ import functools
 import json
 import math
 import re
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +61,12 @@ WAITING = {
     "MAX_TENANT_JOBS": ("{} of your jobs are not over", ""),
 }
 """What is counted under each limit, and what comes on top."""
+
+REPORT = ("report", "seen_at", "lifetime")
+"""Fields of `worker:<name>`."""
+
+SILENT = 2 / 3
+"""Share of the lifetime of a worker's report, of three heartbeats, after which it counts as silent."""
 
 Facts = tuple[str, str, str, str, float | None]
 """Of the worker that commits: device, engine, dtype, revision, parity."""
@@ -143,8 +148,8 @@ class ClaimedShard:
     """Workers that ended while they held it alone."""
     hangs: int = 0
     """How many of these because their engine did not come back."""
-    waited_seconds: float = 0.0
-    """From the job's creation to this claim, by Redis's clock."""
+    waited_seconds: float | None = None
+    """From the job's creation to this claim, by Redis's clock; None unless the job began with this shard."""
     unreadable: str = ""
     """Why there are no inputs, or nothing: they are there."""
 
@@ -191,6 +196,9 @@ class Worker:
     parity: float | None = None
     """Worst cosine of its engine against float32 torch; None when it was not measured."""
     seen_at: float = 0.0
+    """When it reported last, by the server's clock, as `silent`."""
+    silent: bool = False
+    """It should have reported again by now."""
     device_name: str = ""
     """What its maker calls the device."""
     histograms: dict[str, Any] = field(default_factory=dict)
@@ -206,7 +214,7 @@ class QueueState:
     """By lane, as all that follows from here on to `suspects`."""
     running_by_lane: dict[str, int]
     oldest_by_lane: dict[str, float]
-    """Age of the oldest job with unclaimed shards; a lane without any has none."""
+    """Age of the oldest job with unclaimed shards, of those that are next in line; a lane without any has none."""
     suspects: int
     workers: tuple[Worker, ...]
 
@@ -219,9 +227,14 @@ class QueueState:
         return max(self.oldest_by_lane.values(), default=None)
 
     @property
+    def backlog(self) -> int:
+        """What waits and what runs."""
+        return sum(self.waiting.values()) + self.running
+
+    @property
     def stalled(self) -> bool:
-        """Work waits and no worker lives that could take it."""
-        return sum(self.waiting.values()) > 0 and not self.workers
+        """There is work and no worker lives: what runs was in flight when the last one died, and waits for the next."""
+        return self.backlog > 0 and not self.workers
 
 
 @dataclass(frozen=True)
@@ -231,6 +244,8 @@ class Survey:
     queues: tuple[QueueState, ...]
     workers: tuple[Worker, ...]
     """All that live."""
+    waiting_bytes: int
+    """Of the inputs that Redis holds until their vectors are stored."""
     jobs: dict[str, int]
     """Those that have not ended, by status."""
     kept_jobs: int
@@ -584,14 +599,15 @@ class Ledger:
         """The live workers, by name."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.get(self._key("version"))
+            pipe.time()
             pipe.zrange(self._key("workers"), 0, -1)
-            layout, found = pipe.execute()
+            layout, clock, found = pipe.execute()
             _require_known(layout)
             names = sorted(_text(name) for name in found)
             for name in names:
-                pipe.hget(self._key("worker", name), "report")
+                pipe.hmget(self._key("worker", name), *REPORT)
             reports = pipe.execute()
-        return [_worker(report) for report in reports if report is not None]
+        return _workers(reports, _seconds(clock))
 
     @_translated
     def traceparents(self, job_ids: Iterable[str]) -> dict[str, str]:
@@ -613,42 +629,46 @@ class Ledger:
             pipe.time()
             pipe.zrange(self._key("workers"), 0, -1)
             pipe.hgetall(self._key("waiting"))
-            pipe.hmget(self._key("live"), [*states, *(f"{Lane.INTERACTIVE.value}:{name}" for name in names)])
+            pipe.hmget(self._key("live"), ["bytes", *states, *(f"{Lane.INTERACTIVE.value}:{name}" for name in names)])
             pipe.zcard(self._key("expiring"))
             pipe.hgetall(self._key("counters"))
             for name in names:
                 pipe.zrange(self._key("leases", name), 0, -1)
                 pipe.llen(self._key("suspects", name))
+                pipe.lindex(self._key("suspects", name), 0)
                 for lane in lanes:
                     pipe.lrange(self._key("tenants", name, lane), 0, -1)
-            layout, (seconds, microseconds), found, waiting, live, kept, counters, *of_queues = pipe.execute()
+            layout, clock, found, waiting, (held, *live), kept, counters, *of_queues = pipe.execute()
             _require_known(layout)
+            now = _seconds(clock)
             workers = sorted(_text(worker) for worker in found)
-            each = 2 + len(lanes)
+            each = 3 + len(lanes)
             parts = [of_queues[n : n + each] for n in range(0, len(of_queues), each)]
             lines = [
                 (name, lane, _text(tenant))
                 for name, part in zip(names, parts, strict=True)
-                for lane, tenants in zip(lanes, part[2:], strict=True)
+                for lane, tenants in zip(lanes, part[3:], strict=True)
                 for tenant in tenants
             ]
-            bucket = seconds // BUCKET_SECONDS
+            bucket = int(now) // BUCKET_SECONDS
             pipe.mget([self._key("throughput", str(n)) for n in range(bucket - BUCKETS + 1, bucket + 1)])
             for worker in workers:
-                pipe.hget(self._key("worker", worker), "report")
+                pipe.hmget(self._key("worker", worker), *REPORT)
             for line in lines:
                 pipe.lindex(self._key("line", *line), 0)
             throughput, *rest = pipe.execute()
             reports, heads = rest[: len(workers)], rest[len(workers) :]
-            for job_id in heads:
-                pipe.hget(self._key("job", _text(job_id or b"")), "created_at")
-            created = pipe.execute()
-        alive = tuple(_worker(report) for report in reports if report is not None)
+            suspects = [(name, suspect.split(b"/")[0]) for name, (_, _, suspect, *_) in zip(names, parts, strict=True) if suspect]
+            first = [(name, job_id) for (name, _, _), job_id in zip(lines, heads, strict=True) if job_id] + suspects
+            for _, job_id in first:
+                pipe.hmget(self._key("job", _text(job_id)), "lane", "created_at")
+            jobs = pipe.execute()
+        alive = _workers(reports, now)
         oldest: dict[tuple[str, str], float] = {}
-        for (name, lane, _), came in zip(lines, created, strict=True):
-            if came:
-                age = max(0.0, seconds + microseconds / 1e6 - int(came) / 1000)
-                oldest[name, lane] = max(age, oldest.get((name, lane), 0.0))
+        for (name, _), (lane, created) in zip(first, jobs, strict=True):
+            if created:
+                at = (name, _text(lane))
+                oldest[at] = max(0.0, now - int(created) / 1000, oldest.get(at, 0.0))
         waits, interactive = _record(waiting), live[len(states) :]
         return Survey(
             queues=tuple(
@@ -662,7 +682,8 @@ class Ledger:
                 )
                 for name, (leases, suspects, *_), urgent in zip(names, parts, interactive, strict=True)
             ),
-            workers=alive,
+            workers=tuple(alive),
+            waiting_bytes=max(0, int(held or 0)),
             jobs={state: max(0, int(n or 0)) for state, n in zip(states, live, strict=False)},
             kept_jobs=kept,
             counters={name: int(value) for name, value in _record(counters).items()},
@@ -670,10 +691,14 @@ class Ledger:
         )
 
     @_translated
-    def memory(self) -> tuple[int, int]:
-        """Bytes that Redis uses, and that it may use; 0 is as many as there are."""
-        found = self._redis.info("memory")
-        return int(found["used_memory"]), int(found["maxmemory"])
+    def memory(self) -> tuple[int | None, int | None]:
+        """Bytes that Redis uses, and that it may use. None is what it does not tell: of one that may not be asked, both; of one
+        that may use all there is, the second."""
+        try:
+            found = self._redis.info("memory")
+        except ResponseError:
+            return None, None
+        return int(found["used_memory"]), int(found["maxmemory"]) or None
 
     def queue_states(self, names: Iterable[str]) -> tuple[QueueState, ...]:
         """Each queue as it stands."""
@@ -711,7 +736,7 @@ class Ledger:
                 block,
                 deaths=deaths,
                 hangs=hangs,
-                waited_seconds=int(waited) / 1000,
+                waited_seconds=None if waited == b"" else int(waited) / 1000,
             )
             for job, span, attempt, model, owner, waited, options, block in zip(*[iter(rest)] * 8, strict=True)
         )
@@ -790,15 +815,15 @@ class Ledger:
         return bool(self._run("divide", queue, *_name(shard), *parts))
 
     @_translated
-    def hung(self, queue: str, job_id: str, span: str, attempt: int) -> bool:
-        """Say that the engine does not come back from a shard that was handed out alone. Returns whether this was news."""
+    def hung(self, queue: str, job_id: str = "", span: str = "", attempt: int = 0) -> bool:
+        """Say that the engine does not come back; from a shard that was handed out alone, if one is named. Returns whether that
+        was news."""
         return bool(self._run("hung", queue, job_id, span, attempt))
 
     @_translated
     def report(self, worker: Worker, *, lifetime_seconds: float) -> None:
         """Say that a worker lives. It counts as gone after `lifetime_seconds`."""
-        report = json.dumps(asdict(worker) | {"seen_at": time.time()})
-        self._run("report", worker.name, _milliseconds(lifetime_seconds), report, *worker.queues)
+        self._run("report", worker.name, _milliseconds(lifetime_seconds), json.dumps(asdict(worker)), *worker.queues)
 
     @_translated
     def retire(self, name: str, queues: Iterable[str]) -> None:
@@ -872,10 +897,23 @@ def _claimed(name: tuple[str, Span, int, str, str], options: bytes, block: bytes
     return ClaimedShard(*name, JobOptions(), (), unreadable=reason, **facts)
 
 
-def _worker(report: bytes) -> Worker:
+def _workers(reports: Iterable[Sequence[bytes | None]], now: float) -> list[Worker]:
+    """Those whose fields `REPORT` these are; one without a report has gone."""
+    return [_worker(report, seen_at, lifetime, now) for report, seen_at, lifetime in reports if report is not None]
+
+
+def _worker(report: bytes, seen_at: bytes | None, lifetime: bytes | None, now: float) -> Worker:
     found = json.loads(report)
+    if seen_at and lifetime:  # an older version's report has its own clock's time, and no lifetime
+        found["seen_at"] = int(seen_at) / 1000
+        found["silent"] = now - found["seen_at"] > SILENT * int(lifetime) / 1000
     known = {field.name: found[field.name] for field in fields(Worker) if field.name in found}  # newer versions may report more
     return Worker(**(known | {"queues": tuple(found["queues"]), "prompts": tuple(found["prompts"])}))
+
+
+def _seconds(clock: tuple[int, int]) -> float:
+    """Since 1970, from Redis' TIME."""
+    return clock[0] + clock[1] / 1e6
 
 
 def _blocks(shards: Iterable[Shard]) -> list[Any]:

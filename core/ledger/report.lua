@@ -8,5 +8,5 @@ end
 note(key('workers'))
 for n = 4, #ARGV do note(key('workers', ARGV[n])) end
 mark_layout()
-redis.call('HSET', key('worker', worker), 'report', report)
+redis.call('HSET', key('worker', worker), 'report', report, 'seen_at', now, 'lifetime', lifetime)
 redis.call('PEXPIRE', key('worker', worker), lifetime)

@@ -38,6 +38,7 @@ def test_text_that_hangs_fails_alone_and_says_so(
     assert_every_vector(ledger, "job", texts, but=frozenset({neighbours}))
     assert worker.output().count("HANG_SECONDS") == attempts + 1 + bool(neighbours)
     assert ledger.counters()["hung:cpu"] == attempts + bool(neighbours)
+    assert ledger.counters()["hangs:cpu"] == attempts + 1 + bool(neighbours), "also the first one, in company"
     assert worker.popen.poll() is None
     assert ended(ledger, submit(ledger, TEXTS, "next")).counts.done == 300
 

@@ -100,6 +100,7 @@ def test_counters_tell_what_has_become_of_inputs(scrape: Scrape) -> None:
     assert scrape.value("jobs_submitted_total", queue="gpu") == 1
     assert [scrape.value("jobs_ended_total", state=state) for state in ("succeeded", "failed", "cancelled")] == [3, 1, 0]
     assert scrape.value("inputs_embedded_total", queue="cpu") == 7
+    assert scrape.value("inputs_finished_total", queue="cpu") == 8
     assert scrape.value("inputs_cached_total", queue="cpu") == 1
     assert scrape.value("inputs_truncated_total", queue="cpu") == 1
     poison = {(("code", code), ("queue", queue)): 0 for code in ("worker_died", "worker_hung") for queue in ("cpu", "gpu")}
@@ -140,7 +141,9 @@ def test_worker_tells_what_it_is_and_how_its_batches_were(scrape: Scrape) -> Non
     assert scrape.value("worker_batch_tokens_sum", worker=worker) == scrape.value("worker_tokens_total", worker=worker)
     assert scrape.value("worker_padding_tokens_total", worker=worker) > 0
     assert scrape.value("worker_batch_padding_ratio_bucket", worker=worker, le="0.0") < batches
-    for stage, count in {"wait": 4, "tokenize": 3, "forward": batches, "commit": 4}.items():
+    assert scrape.value("worker_wait_seconds_count", worker=worker, lane="bulk") == 4
+    assert 0 < scrape.value("worker_memory_used_bytes", worker=worker) < scrape.value("worker_memory_limit_bytes", worker=worker)
+    for stage, count in {"tokenize": 3, "forward": batches, "commit": 4}.items():
         assert scrape.value("worker_stage_seconds_count", worker=worker, stage=stage) == count
         assert scrape.value("worker_stage_seconds_bucket", worker=worker, stage=stage, le="+Inf") == count
 

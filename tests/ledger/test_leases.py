@@ -214,6 +214,7 @@ def test_hang_is_a_death_that_is_told_at_once(at: Scenario) -> None:
     told = [at.ledger.hung("cpu", shard.job_id, str(shard.span), shard.attempt) for _ in range(2)]
     assert told == [True, False]
     assert (at.waiting(), at.strings("leases", "cpu"), at.ledger.counters()["hung:cpu"]) == (1, [], 1)
+    assert at.ledger.counters()["hangs:cpu"] == 2, "each call counts"
     again = at.claim_one("w2")
     assert (again.deaths, again.hangs) == (1, 1)
     assert (at.extend(shard), at.commit(shard), at.commit(again)) == ([False], [False], [True])
@@ -233,7 +234,9 @@ def test_hang_of_a_shard_in_company_is_held_against_nobody(at: Scenario) -> None
     at.submit("job", (1, 1))
     shard = at.claim().shards[0]
     assert not at.ledger.hung("cpu", shard.job_id, str(shard.span), shard.attempt)
+    assert not at.ledger.hung("cpu")
     assert len(at.strings("leases", "cpu")) == 2
+    assert at.ledger.counters()["hangs:cpu"] == 2
 
 
 # Release -------------------------------------------------------------------------------------------------------------
