@@ -1,20 +1,25 @@
-"""How long `/metrics` takes, and `/v1/queues`, which the dashboard asks: with an empty ledger, and with 10,000 jobs in it.
+"""How long `/metrics` takes, and `/v1/queues`, which the dashboard asks: with an empty ledger, with 10,000 jobs in it, and with
+the reports of 50 workers beside them.
 
-    python -m bench.metrics [--jobs 10000] [--requests 300]
+    python -m bench.metrics [--jobs 10000] [--workers 50] [--requests 300]
 
-Half of the jobs are ended and kept, half of them wait, as no worker takes from their queue. One client asks, one request after
-the other, over one connection; the service is as users run it, its worker with nothing to do.
+Half of the jobs are ended and kept, half of them wait, as no worker takes from their queue. The other workers are copies of the
+one's report under other names. One client asks, one request after the other, over one connection; the service is as users run it,
+its worker with nothing to do.
 """
 
 import argparse
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
 from bench.setting import corpora, effective, heading, machine, median, save, service
 from bench.small_jobs import percentile
+from core.config import Settings
+from core.ledger import Ledger, connect
 
 CLIENTS = 8
 PATHS = ("/metrics", "/v1/queues")
@@ -39,6 +44,14 @@ def fill(client: httpx.Client, jobs: int) -> None:
         time.sleep(0.2)
 
 
+def multiply(redis_url: str, workers: int) -> None:
+    """Have so many workers in the ledger, all alike."""
+    ledger = Ledger(connect(redis_url, timeout_seconds=5, retries=2), Settings().redis_prefix)
+    (worker,) = ledger.workers()
+    for n in range(1, workers):
+        ledger.report(replace(worker, name=f"{worker.name}-{n}"), lifetime_seconds=3600)
+
+
 def measure(client: httpx.Client, path: str, requests: int) -> dict[str, Any]:
     """One row of the result."""
     found = []
@@ -55,20 +68,23 @@ def measure(client: httpx.Client, path: str, requests: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=10_000, help="in the ledger (%(default)s)")
+    parser.add_argument("--workers", type=int, default=50, help="in the last rows (%(default)s)")
     parser.add_argument("--requests", type=int, default=300, help="of each row (%(default)s)")
     options = parser.parse_args()
     facts = machine()
     heading("Reading the figures", facts)
     environ = {"DEVICE": "cpu"}
     rows = []
-    print(f"{'jobs':>6} {'path':12} {'median ms':>9} {'99 % ms':>8} {'bytes':>7}")
+    print(f"{'jobs':>6} {'workers':>7} {'path':12} {'median ms':>9} {'99 % ms':>8} {'bytes':>7}")
     with service(**environ) as stack, httpx.Client(base_url=stack.url, timeout=60) as client:
-        for jobs in (0, options.jobs):
-            if jobs:
+        for jobs, workers in ((0, 1), (options.jobs, 1), (options.jobs, options.workers)):
+            if jobs and not rows[-1]["jobs"]:
                 fill(client, jobs)
+            multiply(stack.own_redis_url or Settings.from_env().redis_url, workers)
             for path in PATHS:
-                rows.append({"jobs": jobs} | measure(client, path, options.requests))
-                print("{jobs:6} {path:12} {median_ms:9.2f} {p99_ms:8.2f} {bytes:7}".format(**rows[-1]), flush=True)
+                rows.append({"jobs": jobs, "workers": workers} | measure(client, path, options.requests))
+                line = "{jobs:6} {workers:7} {path:12} {median_ms:9.2f} {p99_ms:8.2f} {bytes:7}"
+                print(line.format(**rows[-1]), flush=True)
     save("metrics", {"machine": facts, "settings": effective(environ), "requests": options.requests, "rows": rows})
 
 

@@ -334,14 +334,18 @@ def batches(result: Mapping[str, Any]) -> Figure:
 
 
 def metrics(result: Mapping[str, Any]) -> Figure:
-    """Milliseconds of each page with an empty ledger and with a full one."""
+    """Milliseconds of each page with an empty ledger, with a full one, and with many workers."""
     rows = result["rows"]
     paths = list(dict.fromkeys(row["path"] for row in rows))
-    made, axes = figure(len(paths), 2 * ROW_INCHES + 0.4, "Reading the figures, milliseconds (median)", result)
+    made, axes = figure(len(paths), 3 * ROW_INCHES + 0.4, "Reading the figures, milliseconds (median)", result)
     for index, (axis, path) in enumerate(zip(axes, paths, strict=True)):
-        found = {f"{row['jobs']:,} jobs": row for row in rows if row["path"] == path}
+        found = {
+            f"{row['jobs']:,} jobs, {row['workers']} {'worker' if row['workers'] == 1 else 'workers'}": row
+            for row in rows
+            if row["path"] == path
+        }
         notes = {name: f"99 %: {number(row['p99_ms'])}" for name, row in found.items()}
-        bars(axis, {name: row["median_ms"] for name, row in found.items()}, (OTHERS[0], OURS), notes, names=index == 0)
+        bars(axis, {name: row["median_ms"] for name, row in found.items()}, (OTHERS[0], OTHERS[0], OURS), notes, names=index == 0)
         axis.set_title(path)
     return made
 
