@@ -29,8 +29,8 @@ demo: $(READY) ## start everything, embed a text, search in it by meaning, stop
 run: $(READY) ## start Redis, the API and a worker; Ctrl-C stops them (API_PORT=8000, DATA_DIR=.data)
 	@$(BIN)/python -m launcher run
 
-key: ## make an API key for a tenant: API_KEYS_FILE=keys make key NAME=alice
-	@$(PYTHON) -m core.keys $(NAME)
+key: ## make an API key for a tenant: API_KEYS_FILE=keys make key NAME=alice (MAY=watch: for figures alone)
+	@$(PYTHON) -m core.keys $(NAME) $(MAY)
 
 doctor: $(READY) ## say whether this machine can run the service, and what to do where it cannot
 	@$(BIN)/python -m doctor

@@ -17,8 +17,8 @@ from flask import Flask, Response, g, request
 
 from api.bodies import refusing
 from core.config import Settings
-from core.errors import InvalidSetting, LedgerUnavailable, Unauthorized
-from core.keys import Keys
+from core.errors import Forbidden, InvalidSetting, LedgerUnavailable, Unauthorized
+from core.keys import Keys, Owner
 from core.ledger import Allowance, Ledger, rate_limited
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ cannot send a key."""
 
 UNCOUNTED = frozenset({"metrics.show"})
 """No requests of a tenant's: they come every few seconds, and are to be answered without Redis, where requests are counted."""
+
+FIGURES = frozenset({"metrics.show", "queues.list_queues", "models.list_models", "models.show", "health.readyz"})
+"""All that a key which only watches is let to: figures of the whole service, which every tenant sees, and nothing of a job."""
 
 SUBMITS = ("jobs.create", "embeddings.create", "batches.create")
 CHECK_SECONDS = 1.0
@@ -54,7 +57,7 @@ class KeyFile:
         if not self._keys:
             raise InvalidSetting(f"API_KEYS_FILE holds no key; `make key NAME=alice` adds one, got {str(file)!r}")
 
-    def tenant_of(self, authorization: str | None) -> str:
+    def owner_of(self, authorization: str | None) -> Owner:
         """Whose key a request's `Authorization` header holds.
 
         Raises:
@@ -64,10 +67,10 @@ class KeyFile:
         scheme, _, key = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("an API key is needed, in the header Authorization: Bearer KEY", code="missing_api_key")
-        tenant = self._keys.tenant_of(key.strip())
-        if tenant is None:
+        owner = self._keys.owner_of(key.strip())
+        if owner is None:
             raise Unauthorized("the API key is unknown; it was mistyped, or taken back")
-        return tenant
+        return owner
 
     def _refresh(self) -> None:
         if self._clock() - self._checked < CHECK_SECONDS or not self._lock.acquire(blocking=False):
@@ -112,13 +115,16 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
             return
         with refusing(request):
             if keys is not None:
-                g.tenant = keys.tenant_of(request.headers.get("Authorization"))
+                owner = keys.owner_of(request.headers.get("Authorization"))
+                g.tenant = owner.tenant
+                if owner.watches and request.endpoint not in FIGURES:
+                    raise Forbidden("this API key may only look at figures: /metrics, /v1/queues, /v1/models and /readyz")
             if (per_minute := most["requests"]) and request.endpoint not in UNCOUNTED:
                 _spend(ledger, "requests", per_minute)
 
     def show_allowances(answer: Response) -> Response:
         allowances: dict[str, Allowance] = g.get("allowances", {})
-        if (per_minute := most["inputs"]) and request.endpoint in SUBMITS and answer.status_code != 401:
+        if (per_minute := most["inputs"]) and request.endpoint in SUBMITS and answer.status_code not in (401, 403):
             try:  # what is left after the job that was just submitted
                 allowances["inputs"] = ledger.spend("inputs", g.tenant, per_minute, 0)
             except LedgerUnavailable as error:

@@ -17,7 +17,7 @@ from typing import IO
 from flask import Request
 from werkzeug.exceptions import HTTPException, RequestTimeout
 
-from core.errors import InvalidRequest, LedgerUnavailable, RequestTooLarge, Unauthorized, VectorApiError
+from core.errors import Forbidden, InvalidRequest, LedgerUnavailable, RequestTooLarge, Unauthorized, VectorApiError
 
 PIECE_BYTES = 65_536
 
@@ -105,7 +105,7 @@ def refusing(request: Request) -> Iterator[None]:
     """
     try:
         yield
-    except (LedgerUnavailable, Unauthorized):
+    except (LedgerUnavailable, Unauthorized, Forbidden):
         _let_finish(request, 0.1)
         raise
     except (VectorApiError, HTTPException):

@@ -23,6 +23,7 @@ from core.errors import (
     BatchEnded,
     BatchNotFound,
     FileNotFound,
+    Forbidden,
     IdempotencyConflict,
     InputFailed,
     InvalidRequest,
@@ -55,6 +56,7 @@ class Kind(NamedTuple):
 KINDS: dict[type[VectorApiError], Kind] = {
     InvalidRequest: Kind(400, INVALID, None),
     Unauthorized: Kind(401, INVALID, None),
+    Forbidden: Kind(403, INVALID, None),
     ModelNotFound: Kind(404, INVALID, None),
     JobNotFound: Kind(404, INVALID, None),
     FileNotFound: Kind(404, INVALID, None),

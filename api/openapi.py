@@ -42,7 +42,7 @@ from api.answers import JSON
 from api.errors import kind_of
 from api.records import ErrorAnswer
 from core.config import Settings
-from core.errors import InvalidRequest, LedgerUnavailable, RateLimited, Unauthorized, VectorApiError
+from core.errors import Forbidden, InvalidRequest, LedgerUnavailable, RateLimited, Unauthorized, VectorApiError
 
 AUTOMATIC_METHODS = {"HEAD", "OPTIONS"}
 """Flask answers these by itself wherever there is a GET, or anything."""
@@ -54,11 +54,12 @@ Error = type[VectorApiError] | type[HTTPException]
 View = TypeVar("View", bound=Callable[..., Any])
 
 ANYWHERE: tuple[Error, ...] = (InvalidRequest, RequestURITooLarge, RequestHeaderFieldsTooLarge, VectorApiError)
-BEHIND_KEYS: tuple[Error, ...] = (Unauthorized, RateLimited, LedgerUnavailable)
+BEHIND_KEYS: tuple[Error, ...] = (Unauthorized, Forbidden, RateLimited, LedgerUnavailable)
 
 MEANINGS = {
     400: "The request cannot be done; `param` names what is wrong with it.",
     401: "The API key is missing or unknown.",
+    403: "The API key may only look at figures.",
     404: "It is not there, or is another tenant's.",
     406: "`Accept` allows none of the formats.",
     408: "The body stopped coming.",

@@ -13,6 +13,7 @@
     │   ├── RangeNotSatisfiable the part that is asked for begins behind the end (416)
     │   └── JobNotReady         the result cannot be given yet (409)
     ├── Unauthorized            no API key, or an unknown one (401)
+    ├── Forbidden               the API key is for something else (403)
     ├── TryLater                what may be done some seconds later (429)
     │   ├── BacklogFull         too much waits already, of all or of this tenant
     │   ├── FilesFull           the files that were sent take too much already
@@ -99,6 +100,10 @@ class JobNotReady(InvalidRequest):
 
 class Unauthorized(VectorApiError):
     code = "invalid_api_key"
+
+
+class Forbidden(VectorApiError):
+    code = "key_only_watches"
 
 
 class TryLater(VectorApiError):

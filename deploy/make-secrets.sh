@@ -37,10 +37,10 @@ if [ -z "$digest" ]; then
   echo "neither sha256sum nor shasum is here: $keys lacks the key of Prometheus" >&2
   exit 1
 fi
-if ! grep -q "^prometheus:$digest\$" "$keys"; then
+if ! grep -q "^prometheus:$digest:watch\$" "$keys"; then
   # Added to, not replaced: a running container keeps the file that it was started with.
   if [ -n "$(tail -c 1 "$keys")" ]; then echo >> "$keys"; fi
-  echo "prometheus:$digest" >> "$keys"
+  echo "prometheus:$digest:watch" >> "$keys"
   echo "added the key of Prometheus to $keys"
 fi
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from core.keys import Keys
+from core.keys import Keys, Owner
 from vector_api_client.cli.keys import make_key
 from vector_api_client.cli.readers import BadFile, Columns, Entry, format_of, read
 from vector_api_client.cli.state import State
@@ -186,7 +186,7 @@ def test_state_comes_back_and_another_version_is_refused(tmp_path: Path) -> None
 def test_key_line_is_one_that_the_service_reads(tmp_path: Path) -> None:
     key, line = make_key("alice.b-c_1")
     (tmp_path / "keys").write_text(line)
-    assert Keys.read(tmp_path / "keys").tenant_of(key) == "alice.b-c_1"
+    assert Keys.read(tmp_path / "keys").owner_of(key) == Owner("alice.b-c_1")
     assert key.startswith("va_")
     assert len(key) == len("va_") + 43
     for name in ("", "a b", "a:b", "x" * 65, "ä"):

@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from api import create_app
-from api.access import KeyFile, duration, require_closed
+from api.access import FIGURES, OPEN, KeyFile, duration, require_closed
 from api.answers import SECURITY_HEADERS
 from core.config import Settings
 from core.errors import InvalidSetting, Unauthorized
@@ -105,6 +105,21 @@ def test_key_lets_in(client: FlaskClient, header: str) -> None:
     assert client.get("/v1/queues", headers={"Authorization": header}).status_code == 200
 
 
+def test_key_that_watches_sees_figures_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"prometheus:{digest_of(KEY)}:watch\n")
+    client = client_of(API_KEYS_FILE=str(tmp_path / "keys"))
+    mine = {"Authorization": f"Bearer {KEY}"}
+    for path in ("/metrics", "/v1/queues", "/v1/models", "/readyz", "/healthz"):
+        assert client.get(path, headers=mine).status_code == 200, path
+    assert client.get("/v1/models/org/model", headers=mine).status_code == 404
+    for rule in client.application.url_map.iter_rules():
+        answer = client.open(rule.build(dict.fromkeys(rule.arguments, "x"))[1], method=min(rule.methods or ()), headers=mine)
+        if rule.endpoint not in FIGURES | OPEN:
+            error = answer.get_json()["error"]
+            assert (answer.status_code, error["code"]) == (403, "key_only_watches"), rule
+    assert client.get("/nope", headers=mine).status_code == 403
+
+
 def test_healthz_is_open_and_without_keys_everything_is() -> None:
     assert client_of().get("/v1/jobs", headers={"Authorization": "Bearer whatever"}).status_code == 200
 
@@ -126,7 +141,7 @@ def test_every_answer_has_the_security_headers(client: FlaskClient, path: str) -
 
 def admits(keys: KeyFile, key: str) -> bool:
     try:
-        return bool(keys.tenant_of(f"Bearer {key}"))
+        return bool(keys.owner_of(f"Bearer {key}"))
     except Unauthorized:
         return False
 

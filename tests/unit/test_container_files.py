@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from core.config import Settings
-from core.keys import Keys, digest_of
+from core.keys import Keys, Owner, digest_of
 from core.models import Models
 from tests.processes import ROOT
 
@@ -172,7 +172,7 @@ def test_passwords_are_files_that_no_commit_holds(tmp_path: Path) -> None:
         name: f"./deploy/secrets/{name}" for name in made
     }
     keys = tmp_path / "secrets" / "api_keys"
-    assert Keys.read(keys).tenant_of(made.pop("prometheus_key")) == "prometheus"
+    assert Keys.read(keys).owner_of(made.pop("prometheus_key")) == Owner("prometheus", watches=True)
     assert made.pop("api_keys").startswith("# A line tenant:sha256 for each API key")
     assert made.pop("webhooks").startswith("# A table [[tenant]]")
     assert len(set(made.values())) == len(made)
@@ -316,7 +316,7 @@ def test_secrets_script_adds_the_key_of_prometheus_to_keys_that_are_there(tmp_pa
     for _ in range(2):
         subprocess.run(["sh", tmp_path / "make-secrets.sh"], capture_output=True, timeout=60, check=True)
     key = (tmp_path / "secrets" / "prometheus_key").read_text()
-    assert keys.read_text() == f"# from before\nalice:{'ab' * 32}\nprometheus:{digest_of(key)}\n"
+    assert keys.read_text() == f"# from before\nalice:{'ab' * 32}\nprometheus:{digest_of(key)}:watch\n"
     assert keys.stat().st_ino == inode, "a running container keeps the file that it was started with"
 
 

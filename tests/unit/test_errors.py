@@ -55,6 +55,7 @@ def test_table_is_what_the_documentation_says() -> None:
     assert {kind.__name__: row.status for kind, row in KINDS.items()} == {
         "InvalidRequest": 400,
         "Unauthorized": 401,
+        "Forbidden": 403,
         "ModelNotFound": 404,
         "JobNotFound": 404,
         "FileNotFound": 404,

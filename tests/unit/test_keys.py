@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import InvalidSetting
-from core.keys import Keys, append, digest_of
+from core.keys import Keys, Owner, append, digest_of
 from tests.processes import ROOT
 
 ALICE, BOB = digest_of("alice's"), digest_of("bob's")
@@ -29,21 +29,29 @@ def test_digest_is_what_sha256sum_prints() -> None:
 def test_file_may_have_comments_blank_lines_and_several_keys_of_a_tenant(tmp_path: Path) -> None:
     content = f"# ours\n\nalice:{ALICE}\r\n  bob:{BOB.upper()}  \nalice:{digest_of('another of hers')}\n"
     keys = Keys.read(written(tmp_path, content))
-    found = [keys.tenant_of(key) for key in ("alice's", "another of hers", "bob's", "mallory's", "", ALICE)]
-    assert found == ["alice", "alice", "bob", None, None, None]
+    found = [keys.owner_of(key) for key in ("alice's", "another of hers", "bob's", "mallory's", "", ALICE)]
+    assert found == [Owner("alice"), Owner("alice"), Owner("bob"), None, None, None]
     assert len(keys) == 3
+
+
+def test_key_may_be_for_watching_alone(tmp_path: Path) -> None:
+    keys = Keys.read(written(tmp_path, f"alice:{ALICE}:watch\nbob:{BOB}\n"))
+    assert keys.owner_of("alice's") == Owner("alice", watches=True)
+    assert keys.owner_of("bob's") == Owner("bob", watches=False)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
+        (f"alice:{ALICE}:look", "has a line 1 that is not tenant:sha256"),
+        (f"alice:{ALICE}:watch\nalice:{ALICE}", "gives the key of line 2 to another tenant, or other rights, as well"),
         (f"alice:{ALICE}\nva_a-key-in-the-wrong-place", "has a line 2 that is not tenant:sha256"),
         (f"alice:{ALICE}\nalice:va_a-key-in-the-wrong-place", "has a line 2 that is not tenant:sha256"),
         (f"alice:{ALICE[:-1]}", "has a line 1 that is not tenant:sha256"),
         (f"alice/bob:{ALICE}", "has a line 1 that is not tenant:sha256"),
         (f":{ALICE}", "has a line 1 that is not tenant:sha256"),
         (f"{'a' * 65}:{ALICE}", "has a line 1 that is not tenant:sha256"),
-        (f"alice:{ALICE}\n\nbob:{ALICE}", "gives the key of line 3 to another tenant as well"),
+        (f"alice:{ALICE}\n\nbob:{ALICE}", "gives the key of line 3 to another tenant, or other rights, as well"),
         (b"\xff\xfe", "cannot be read (not UTF-8)"),
     ],
 )
@@ -92,15 +100,16 @@ def test_made_key_is_shown_once_and_kept_as_a_digest_in_a_file_for_its_owner_alo
         key = made.stdout.strip()
         assert key.startswith("va_")
         assert len(key) == 46, "32 random bytes"
-        assert keys.tenant_of(key) == "alice"
+        assert keys.owner_of(key) == Owner("alice")
         assert key not in file.read_text() + made.stderr
     assert first.stdout != second.stdout
 
 
-def test_made_key_comes_with_its_line_when_there_is_no_file() -> None:
-    made = make("alice", file=None)
+@pytest.mark.parametrize("rights", [(), ("watch",)])
+def test_made_key_comes_with_its_line_when_there_is_no_file(rights: tuple[str, ...]) -> None:
+    made = make("alice", *rights, file=None)
     assert made.returncode == 0
-    assert f"\nalice:{digest_of(made.stdout.strip())}\n" in made.stderr
+    assert "\n" + ":".join(["alice", digest_of(made.stdout.strip()), *rights]) + "\n" in made.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("",), ("a b",), ("alice", "bob"), ("a:b",)])
