@@ -345,7 +345,7 @@ def metrics(result: Mapping[str, Any]) -> Figure:
             if row["path"] == path
         }
         notes = {name: f"99 %: {number(row['p99_ms'])}" for name, row in found.items()}
-        bars(axis, {name: row["median_ms"] for name, row in found.items()}, (OTHERS[0], OTHERS[0], OURS), notes, names=index == 0)
+        bars(axis, {name: row["median_ms"] for name, row in found.items()}, (OURS, OURS, OURS), notes, names=index == 0)
         axis.set_title(path)
     return made
 
