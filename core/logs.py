@@ -54,7 +54,18 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         request_id = record.__dict__.get("request_id")
-        return f"{record.asctime} {record.levelname} {record.name}{f' [{request_id}]' if request_id else ''}: {record.message}"
+        about = f" [{request_id}]" if request_id else ""
+        return f"{record.asctime} {record.levelname} {record.name}{about}: {_printable(record.message)}"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(_printable, super().formatException(ei).split("\n")))
+
+
+def _printable(text: str) -> str:
+    """With escapes for what would move a terminal's cursor, begin another line or hide what follows."""
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
 
 
 def is_json(log_format: str, stream: TextIO) -> bool:
@@ -94,9 +105,15 @@ class Withheld(Exception):
 
 def withheld(error: BaseException) -> Withheld:
     """The exception for the log: its type and where it was raised, and so those that led to it, without their messages."""
+    return _withheld(error, frozenset())
+
+
+def _withheld(error: BaseException, seen: frozenset[int]) -> Withheld:
     found = Withheld(f"{type(error).__name__}, whose message may quote a text").with_traceback(error.__traceback__)
-    if error.__cause__:
-        found.__cause__ = withheld(error.__cause__)
-    elif error.__context__ and not error.__suppress_context__:
-        found.__context__ = withheld(error.__context__)
+    seen |= {id(error)}  # libraries that keep an exception and raise it again make chains that end in themselves
+    cause, context = error.__cause__, error.__context__
+    if cause and id(cause) not in seen:
+        found.__cause__ = _withheld(cause, seen)
+    elif context and not error.__suppress_context__ and id(context) not in seen:
+        found.__context__ = _withheld(context, seen)
     return found

@@ -178,10 +178,13 @@ def is_on() -> bool:
 
 
 def begin_request(name: str, headers: Mapping[str, str], /, **attributes: Any) -> Span:
-    """The span of a request, within that of its client if it sent one."""
+    """The span of a request, within that of its client if it sent one.
+
+    A `tracestate` is left alone: whoever asks could write into our log with one that OpenTelemetry finds fault with.
+    """
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    sent = {field: headers[field] for field in ("traceparent", "tracestate") if field in headers}
+    sent = {"traceparent": headers["traceparent"]} if "traceparent" in headers else {}
     return _begin(name, "server", attributes, context=TraceContextTextMapPropagator().extract(sent))
 
 
