@@ -12,12 +12,13 @@ there when it has one: whether to trace is decided where a request comes in. Spa
 """
 
 import importlib.util
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from core.errors import InvalidSetting
 
@@ -30,6 +31,30 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+
+HEADER = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+[ \t]*=[ !#-+\--:<-\[\]-~\t]*")
+"""What OpenTelemetry takes for a header; anything else it logs in full."""
+
+LEAST = {
+    "OTEL_BSP_SCHEDULE_DELAY": 1,
+    "OTEL_BSP_MAX_QUEUE_SIZE": 1,
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": 1,
+    "OTEL_BSP_EXPORT_TIMEOUT": 0,
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": 0,
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": 0,
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": 0,
+    "OTEL_SPAN_LINK_COUNT_LIMIT": 0,
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": 0,
+}
+"""The numbers that OpenTelemetry reads. Of a bad one it says, if anything, only when it makes the first use of it."""
+
+QUEUED, SENT_AT_ONCE = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+SPANS_QUEUED, SPANS_SENT_AT_ONCE = 2048, 512
+"""Their defaults."""
 PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
 MOST_LINKS = 1000
@@ -104,27 +129,59 @@ def require(environ: Mapping[str, str]) -> bool:
     """Whether traces are on.
 
     Raises:
-        InvalidSetting: they are, and cannot be sent.
+        InvalidSetting: they are, and cannot be sent. It shows nothing that may be a password or a key.
     """
-    variable = next((name for name in ENDPOINTS if environ.get(name, "").strip()), None)
+    variable = _given(ENDPOINTS, environ)
     if variable is None or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    try:
-        parts = urlsplit(environ[variable].strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:  # it may hold a password, so it is not shown
-        raise InvalidSetting(f"{variable} must be http://host:port or https://host:port", param=variable)
-    protocol = next((name for name in PROTOCOLS if environ.get(name, "").strip()), None)
+    if not _is_endpoint(environ[variable].strip()):
+        message = f"{variable} must be http://host:port or https://host:port, with a path if need be, and no query"
+        raise InvalidSetting(message, param=variable)
+    protocol = _given(PROTOCOLS, environ)
     if protocol and environ[protocol].strip() != "http/protobuf":
         raise InvalidSetting(f"{protocol} must be http/protobuf, got {environ[protocol]!r}", param=protocol)
     if not all(map(_is_installed, PACKAGES)):
+    for name in HEADERS:
+        _require_headers(name, environ.get(name, ""))
+    _require_numbers(environ)
         raise InvalidSetting(f"{variable} needs OpenTelemetry: pip install -r requirements-tracing.txt", param=variable)
     return True
 
 
 def _is_installed(package: str) -> bool:
+def _given(names: Iterable[str], environ: Mapping[str, str]) -> str | None:
+    return next((name for name in names if environ.get(name, "").strip()), None)
+
+
+def _is_endpoint(url: str) -> bool:
+    """A query may hold a key, and is logged with each send that fails."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not ({"?", "#"} & set(url))
+    except ValueError:
+        return False
+
+
+def _require_headers(variable: str, value: str) -> None:
+    for header in filter(None, (part.strip() for part in value.split(","))):
+        if not HEADER.fullmatch(header) or not unquote(header).isprintable():
+            message = f"{variable} must be name=value, with commas between several and values URL-encoded, as in key=a%20b"
+            raise InvalidSetting(message, param=variable)
+
+
+def _require_numbers(environ: Mapping[str, str]) -> None:
+    numbers = dict[str, int]()
+    for name, least in LEAST.items():
+        if not (value := environ.get(name, "").strip()):
+            continue
+        if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+            raise InvalidSetting(f"{name} must be a whole number from {least} on, got {value[:20]!r}", param=name)
+        numbers[name] = int(value)
+    queued = numbers.get(QUEUED, SPANS_QUEUED)
+    if numbers.get(SENT_AT_ONCE, SPANS_SENT_AT_ONCE) > queued:
+        raise InvalidSetting(f"{SENT_AT_ONCE} must be at most {QUEUED}, which is {queued}", param=SENT_AT_ONCE)
+
+
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
