@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-
 HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
 
 HEADER = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+[ \t]*=[ !#-+\--:<-\[\]-~\t]*")
@@ -55,10 +55,11 @@ LEAST = {
 QUEUED, SENT_AT_ONCE = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
 SPANS_QUEUED, SPANS_SENT_AT_ONCE = 2048, 512
 """Their defaults."""
+
 PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
-MOST_LINKS = 1000
-"""Shards of one claim, at most; OpenTelemetry would keep 128 links (OTEL_SPAN_LINK_COUNT_LIMIT)."""
+MOST_LINKS = 128
+"""OpenTelemetry's own limit. A claim may hold 1000 shards; that many links would cost more than they tell."""
 
 FLUSH_SECONDS = 3.0
 """How long a process that ends waits until its last spans are sent."""
@@ -140,15 +141,14 @@ def require(environ: Mapping[str, str]) -> bool:
     protocol = _given(PROTOCOLS, environ)
     if protocol and environ[protocol].strip() != "http/protobuf":
         raise InvalidSetting(f"{protocol} must be http/protobuf, got {environ[protocol]!r}", param=protocol)
-    if not all(map(_is_installed, PACKAGES)):
     for name in HEADERS:
         _require_headers(name, environ.get(name, ""))
     _require_numbers(environ)
+    if not all(map(_is_installed, PACKAGES)):
         raise InvalidSetting(f"{variable} needs OpenTelemetry: pip install -r requirements-tracing.txt", param=variable)
     return True
 
 
-def _is_installed(package: str) -> bool:
 def _given(names: Iterable[str], environ: Mapping[str, str]) -> str | None:
     return next((name for name in names if environ.get(name, "").strip()), None)
 
@@ -182,6 +182,7 @@ def _require_numbers(environ: Mapping[str, str]) -> None:
         raise InvalidSetting(f"{SENT_AT_ONCE} must be at most {QUEUED}, which is {queued}", param=SENT_AT_ONCE)
 
 
+def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:
@@ -201,7 +202,7 @@ def start(environ: Mapping[str, str], service: str, instance: str, *, follows: b
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
@@ -210,7 +211,6 @@ def start(environ: Mapping[str, str], service: str, instance: str, *, follows: b
     _provider = TracerProvider(
         resource=Resource.create().merge(ours).merge(OTELResourceDetector().detect()),
         sampler=ALWAYS_ON if follows else None,
-        span_limits=None if environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") else SpanLimits(max_links=MOST_LINKS),
         shutdown_on_exit=False,  # it would wait for 30 s
     )
     _provider.add_span_processor(BatchSpanProcessor(_exporter))
@@ -251,8 +251,11 @@ def begin_embedding(traced: Mapping[str, str], seconds: float, /, **attributes: 
     Args:
         traced: the traceparent of each traced job, by its id.
     """
-    links = [(traceparent, {"job": job_id}) for job_id, traceparent in traced.items()]
-    return _begin("embed", "consumer", attributes, links=links, begun_ns=_ago(seconds)) if links else NOTHING
+    if not traced:
+        return NOTHING
+    linked = dict(islice(traced.items(), MOST_LINKS))
+    told = attributes | {"links_left_out": len(traced) - len(linked) or None}
+    return _begin("embed", "consumer", told, linked=linked, begun_ns=_ago(seconds))
 
 
 def _begin(
@@ -262,20 +265,21 @@ def _begin(
     *,
     parent: "OtelSpan | None" = None,
     context: Any = None,
-    links: Iterable[tuple[str, Mapping[str, str]]] = (),
+    linked: Mapping[str, str] | None = None,
     begun_ns: int | None = None,
 ) -> Span:
     tracer = _tracer
     if tracer is None:
         return NOTHING
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, set_span_in_context
 
-    def context_of(traceparent: str) -> Any:
-        found = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
-        return get_current_span(found).get_span_context()
+    def context_of(traceparent: str) -> SpanContext:
+        """Of one that `Span.traceparent` has written: nothing else comes here."""
+        flags = TraceFlags(TraceFlags.SAMPLED)
+        return SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), is_remote=True, trace_flags=flags)
 
+    links = [Link(context_of(traceparent), _named({"job": job_id})) for job_id, traceparent in (linked or {}).items()]
     if parent is not None:
         context = set_span_in_context(parent, Context())
     found = tracer.start_span(
@@ -283,7 +287,7 @@ def _begin(
         context=Context() if context is None else context,
         kind=SpanKind[kind.upper()],
         attributes=_named(attributes),
-        links=[Link(context_of(traceparent), _named(told)) for traceparent, told in links],
+        links=links,
         start_time=begun_ns,
     )
     return Span(found)

@@ -202,7 +202,8 @@ class Drain:
             return NOTHING
         jobs = {work.shard.job_id for work in works}
         counts = {"jobs": len(jobs), "shards": len(works), "inputs": sum(work.shard.span.count for work in works)}
-        traced, seconds = self.ledger.traceparents(jobs), time.perf_counter() - begun
+        traced = {work.shard.job_id: work.shard.traceparent for work in works if work.shard.traceparent}
+        seconds = time.perf_counter() - begun
         span = tracing.begin_embedding(traced, seconds, worker=self.worker, queue=queue, lane=lane, **counts)
         for work in works:
             work.span = span

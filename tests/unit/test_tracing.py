@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan
 from opentelemetry.util.re import parse_env_headers
 
 from api.server import main
 from core import tracing
 from core.errors import InvalidSetting
-from core.tracing import NOTHING
+from core.tracing import MOST_LINKS, NOTHING, Span
 from tests.unit.test_imports import loaded_by
 
 URL = "http://collector:4318"
@@ -101,6 +103,19 @@ def test_nothing_of_it_is_loaded_while_it_is_off(statement: str) -> None:
     """redis-py loads what it needs for metrics of its own, where it finds it."""
     used = {"opentelemetry.sdk.trace", "opentelemetry.exporter", "opentelemetry.trace.propagation.tracecontext"}
     loaded_by(f"{statement}\nimport sys\nassert not {used} & set(sys.modules)")
+
+
+def test_links_are_limited_and_the_span_says_how_many_are_left_out(recorded: InMemorySpanExporter) -> None:
+    traced = {f"job_{n}": f"00-{n + 1:032x}-{n + 2:016x}-01" for n in range(MOST_LINKS + 7)}
+    tracing.begin_embedding(dict(list(traced.items())[:MOST_LINKS]), 1.0, worker="w").end()
+    tracing.begin_embedding(traced, 1.0, worker="w").end()
+    whole, limited = recorded.get_finished_spans()
+    assert dict(whole.attributes or {}) == {"vector_api.worker": "w"}
+    assert dict(limited.attributes or {}) == {"vector_api.worker": "w", "vector_api.links_left_out": 7}
+    assert len(whole.links) == len(limited.links) == MOST_LINKS
+    for link, (job_id, traceparent) in zip(limited.links, traced.items(), strict=False):
+        assert Span(NonRecordingSpan(link.context)).traceparent == traceparent
+        assert (link.context.is_remote, link.attributes) == (True, {"vector_api.job": job_id})
 
 
 def test_nothing_takes_what_a_span_takes() -> None:
