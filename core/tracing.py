@@ -87,10 +87,10 @@ class Span:
         """A span within this one."""
         return NOTHING if self._span is None else _begin(name, kind, attributes, parent=self._span)
 
-    def record(self, name: str, seconds: float, /, **attributes: Any) -> None:
-        """What took so long until now, as a span within this one."""
+    def record(self, name: str, seconds: float, error_type: str = "", /, **attributes: Any) -> None:
+        """What took so long until now, as a span within this one, and the type of the error that ended it, if one did."""
         if self._span is not None:
-            _begin(name, "internal", attributes, parent=self._span, begun_ns=_ago(seconds)).end()
+            _begin(name, "internal", attributes, parent=self._span, begun_ns=_ago(seconds)).end(error_type)
 
     def note(self, name: str, /, **attributes: Any) -> None:
         """Something that happened just now."""
@@ -101,15 +101,21 @@ class Span:
         if self._span is not None:
             self._span.set_attributes(_named(attributes))
 
-    def end(self, error_type: str = "") -> None:
-        """With the type of the error that ended it, if one did: not its message, which may quote what it must not."""
-        if self._span is None:
-            return
-        if error_type:
+    def fail(self, error_type: str) -> None:
+        """An error of this type ends it, or part of it. Not told is its message, which may quote what it must not."""
+        if self._span is not None:
             from opentelemetry.trace import StatusCode
 
             self._span.set_status(StatusCode.ERROR)
             self._span.set_attribute("error.type", error_type)
+
+    def end(self, error_type: str = "") -> None:
+        """With the type of the error that ended it, if one did."""
+        if self._span is None:
+            return
+        if error_type:
+            self.fail(error_type)
+        _embedding.discard(self)
         self._span.end()
 
     def __enter__(self) -> Self:
@@ -124,6 +130,8 @@ NOTHING = Span()
 _provider: "TracerProvider | None" = None
 _exporter: "OTLPSpanExporter | None" = None
 _tracer: "Tracer | None" = None
+_embedding: set[Span] = set()
+"""Spans `embed` that have not ended."""
 
 
 def require(environ: Mapping[str, str]) -> bool:
@@ -217,11 +225,18 @@ def start(environ: Mapping[str, str], service: str, instance: str, *, follows: b
     _tracer = _provider.get_tracer("vector-api")
 
 
-def stop() -> None:
-    """Send what is left, for `FLUSH_SECONDS` at most; nothing is sent afterwards."""
+def stop(error_type: str = "") -> None:
+    """Send what is left, for `FLUSH_SECONDS` at most; nothing is sent afterwards.
+
+    Args:
+        error_type: of the error that ends this process in the middle of its work, if one does: it ends the spans of that work.
+    """
     global _tracer
     if _tracer is None or _provider is None or _exporter is None:
         return
+    if error_type:
+        for span in tuple(_embedding):
+            span.end(error_type)
     _tracer = None
     sending = threading.Thread(target=_provider.shutdown, name="last spans", daemon=True)
     sending.start()
@@ -255,7 +270,9 @@ def begin_embedding(traced: Mapping[str, str], seconds: float, /, **attributes: 
         return NOTHING
     linked = dict(islice(traced.items(), MOST_LINKS))
     told = attributes | {"links_left_out": len(traced) - len(linked) or None}
-    return _begin("embed", "consumer", told, linked=linked, begun_ns=_ago(seconds))
+    span = _begin("embed", "consumer", told, linked=linked, begun_ns=_ago(seconds))
+    _embedding.add(span)
+    return span
 
 
 def _begin(

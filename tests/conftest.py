@@ -50,4 +50,5 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(found))
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("tests"))
+    monkeypatch.setattr(tracing, "_embedding", set())
     return found
