@@ -105,7 +105,7 @@ class Withheld(Exception):
 
 def withheld(error: BaseException) -> Withheld:
     """The exception for the log: its type and where it was raised, and so those that led to it, without their messages."""
-    return _withheld(error, frozenset())
+    return error if isinstance(error, Withheld) else _withheld(error, frozenset())
 
 
 def _withheld(error: BaseException, seen: frozenset[int]) -> Withheld:
@@ -117,3 +117,15 @@ def _withheld(error: BaseException, seen: frozenset[int]) -> Withheld:
     elif context and not error.__suppress_context__ and id(context) not in seen:
         found.__context__ = _withheld(context, seen)
     return found
+
+
+def withhold(record: logging.LogRecord) -> bool:
+    """A filter for a library's logger: of exceptions, which may quote a request, only types and places stay."""
+    if record.exc_info and record.exc_info[1]:
+        shown = withheld(record.exc_info[1])
+        record.exc_info = (Withheld, shown, shown.__traceback__)
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(part).__name__ if isinstance(part, BaseException) else part for part in record.args)
+    if isinstance(record.msg, BaseException):
+        record.msg = type(record.msg).__name__
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.logs import JsonLines, TextLines, is_json, withheld
+from core.logs import JsonLines, TextLines, is_json, withheld, withhold
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +101,18 @@ def test_exceptions_that_led_to_each_other_are_each_shown_once(link: str) -> Non
     led = getattr(shown, link)
     assert str(led).startswith("KeyError, ")
     assert (led.__cause__, led.__context__) == (None, None)
+
+
+def test_library_that_logs_exceptions_logs_their_types() -> None:
+    error = ValueError("quotes a request")
+    for found in (record("gone: %s, %d", error, 3), record(error)):  # type: ignore[arg-type]
+        found.exc_info = (ValueError, error, None)
+        assert withhold(found)
+        assert withhold(found), "another filter"
+        line = TextLines().format(found)
+        assert "quotes a request" not in line
+        assert "ValueError, whose message" in line
+    assert record("gone: %s", "why").getMessage() == "gone: why"
 
 
 def test_what_nobody_caught_and_warnings_are_records_too() -> None:
