@@ -11,12 +11,15 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from api import create_app
 from core import tracing
+from core.config import Settings
 from core.errors import DeviceLost, LedgerUnavailable
 from core.ledger import Ledger
 from tests.integration import test_worker
 from tests.integration.test_drain import Device, drain, leases_run_out
 from tests.integration.test_worker import TEXTS, ended
+from tests.ledger_driver import Driver
 from tests.otlp_receiver import Received, receiving
 from tests.processes import Stack, free_port, redis_client, wait_for
 
@@ -50,6 +53,8 @@ def test_request_job_and_batches_are_linked_and_sent_before_the_processes_end(st
         first = submit(stack, [f"{MARKER} number {n}" for n in range(5)], CLIENT)
         second = submit(stack, [f"RAISE {MARKER}", "a text"])
         unsampled = submit(stack, ["another"], UNSAMPLED)
+        for state in (f"{MARKER} is none", f"vendor={MARKER}", f"a={MARKER},a={MARKER}"):
+            httpx.get(f"{stack.base_url}/v1", headers={"traceparent": CLIENT, "tracestate": state})
         kept = [redis_client(stack.redis_url).hget(f"vector-api:job:{job['id']}", "traceparent") for job in (first, unsampled)]
         worker = stack.worker(name="traced", **environ)
         jobs = [ended(ledger, job["id"]) for job in (first, second, unsampled)]
@@ -58,7 +63,9 @@ def test_request_job_and_batches_are_linked_and_sent_before_the_processes_end(st
         assert worker.stop() == 0
         assert api.stop() == 0
     assert not receiver.spans("GET /healthz")
+    assert len(receiver.spans("GET /v1")) == 3
     assert not any(MARKER.encode() in body for body in receiver.bodies)
+    assert MARKER not in api.output() + worker.output()
 
     request = of_job(receiver.spans("POST /v1/jobs"), first["id"])
     assert (request.span.kind, request.resource["service.name"]) == (SERVER, "vector-api")
@@ -189,3 +196,48 @@ def test_process_whose_engine_hangs_sends_its_spans(stack: Stack, ledger: Ledger
         hung = wait_for(lambda: receiver.spans("embed"), what="the spans of the process that hung")
     assert {span.attributes["error.type"] for span in hung} == {"EngineHung"}
     assert {tuple(span.links) for span in hung} == {("job",)}
+
+
+def test_span_of_a_request_that_comes_second_names_the_job_of_the_first(
+    redis_url: str, ledger: Ledger, recorded: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have looked for the key before either submits."""
+    monkeypatch.setattr(ledger, "find_repeated", lambda *_: None)
+    client = create_app(Settings.from_env({"REDIS_URL": redis_url}), ledger=ledger).test_client()
+    headers = {"Idempotency-Key": "same"}
+    first, second = (client.post("/v1/jobs", json={"inputs": ["a"]}, headers=headers).get_json()["id"] for _ in range(2))
+    assert first == second
+    submitted = [span for span in recorded.get_finished_spans() if span.name == "submit job"]
+    assert [(span.attributes or {})["vector_api.job"] for span in submitted] == [first, first]
+
+
+def test_answer_that_breaks_off_or_loses_its_client_says_so(stack: Stack, ledger: Ledger) -> None:
+    with receiving() as receiver:
+        api = stack.api(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url, OTEL_BSP_SCHEDULE_DELAY="600000")
+        lines = "\n".join(f'{{"id": "{"x" * 250}", "text": "{n}"}}' for n in range(21_000))  # more than sockets hold
+        headers = {"Content-Type": "application/x-ndjson"}
+        job_id = httpx.post(f"{stack.base_url}/v1/jobs", content=lines, headers=headers, timeout=60).json()["id"]
+        Driver(ledger).work_all()
+        url = f"{stack.base_url}/v1/jobs/{job_id}/result?format=ndjson"
+        for request_id in ("left", "broken"):
+            with httpx.stream("GET", url, headers={"x-request-id": request_id}) as answer:
+                pieces = answer.iter_raw(1024)
+                next(pieces)
+                if request_id == "broken":
+                    httpx.delete(f"{stack.base_url}/v1/jobs/{job_id}")
+                    with pytest.raises(httpx.RemoteProtocolError):
+                        list(pieces)
+
+        def ended_lines() -> dict[str, dict]:
+            return {line["request_id"]: line for line in api.lines() if line["logger"] == "api.requests"}
+
+        found = wait_for(lambda: {"left", "broken"} <= ended_lines().keys() and ended_lines(), what="their lines")
+        assert api.stop() == 0
+    assert found["left"]["message"].endswith(", its client left before the end")
+    assert "broke off after" in found["broken"]["message"]
+    assert [(found[name]["level"], found[name]["job"]) for name in ("left", "broken")] == [("INFO", job_id), ("ERROR", job_id)]
+    assert "JobNotFound, whose message may" in found["broken"]["traceback"]
+    assert "never existed" not in api.output(), "the message of the exception"
+    spans = {span.attributes["vector_api.request_id"]: span for span in receiver.spans("GET /v1/jobs/{job_id}/result")}
+    assert [spans[name].attributes.get("error.type") for name in ("left", "broken")] == [None, "JobNotFound"]
+    assert [[event.name for event in spans[name].span.events] for name in ("left", "broken")] == [["client left"], []]
