@@ -94,6 +94,18 @@ def set_up(settings: Settings, service: str, ids: Ids = dict) -> None:
     threading.excepthook = lambda found: _log_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
+def adopt_loggers() -> None:
+    """Have libraries that write to a stream by themselves log as all others do. To be called once they are imported."""
+    for found in tuple(logging.root.manager.loggerDict.values()):
+        if isinstance(found, logging.Logger) and any(map(_is_a_stream, found.handlers)):
+            found.handlers[:] = (handler for handler in found.handlers if not _is_a_stream(handler))
+            found.propagate = True
+
+
+def _is_a_stream(handler: logging.Handler) -> bool:
+    return type(handler) is logging.StreamHandler  # no file, which somebody has asked for
+
+
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
     if not issubclass(kind, KeyboardInterrupt | SystemExit):
         log.critical("an exception that nobody caught", exc_info=error or kind())
