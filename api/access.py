@@ -98,7 +98,7 @@ class KeyFile:
 
 
 def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
-    """Admit each request, with its tenant in `g.tenant`, or refuse it.
+    """Admit each request, with its tenant in `g.tenant`, or refuse it. What is open to all has no tenant while there are keys.
 
     Raises:
         InvalidSetting: API_KEYS_FILE cannot be used.
@@ -110,7 +110,9 @@ def guard(app: Flask, settings: Settings, ledger: Ledger) -> None:
     }
 
     def admit() -> None:
-        g.tenant, g.allowances = EVERYBODY, {}
+        g.allowances = {}
+        if keys is None:
+            g.tenant = EVERYBODY
         if request.endpoint in OPEN:
             return
         with refusing(request):

@@ -12,7 +12,7 @@ import logging
 import re
 import uuid
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -39,7 +39,7 @@ from core.errors import (
     Unauthorized,
     VectorApiError,
 )
-from core.logs import withheld
+from core.logs import withheld, withhold
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,8 @@ def register(app: Flask) -> None:
     app.register_error_handler(VectorApiError, _answer_our_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_unexpected)
+    app.log_exception = _log_unexpected  # type: ignore[method-assign]  # of what fails after a view; with its message and path
+    app.logger.addFilter(withhold)
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> bytes:
@@ -149,8 +151,13 @@ def _answer_http_error(error: HTTPException) -> Response | HTTPException:
     return answer
 
 
-def _answer_unexpected(error: Exception) -> Response:
+def _log_unexpected(exc_info: Any) -> None:
+    error = exc_info[1]
     log.error("%s %s failed, request %s", request.method, shown_path(), g.request_id, exc_info=withheld(error))
+
+
+def _answer_unexpected(error: Exception) -> Response:
+    _log_unexpected((type(error), error, error.__traceback__))
     message = f"an error of the service itself; its log tells more under request {g.request_id}"
     return _answer(500, error_body(message, SERVER, None, VectorApiError.code))
 

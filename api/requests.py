@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from flask import Flask, Response, g, has_request_context, request
 
@@ -10,12 +11,16 @@ from api.errors import shown_path
 from api.metrics import Metrics
 from api.openapi import path_of
 from core import tracing
+from core.logs import withheld
 from core.tracing import NOTHING, Span
 
 log = logging.getLogger(__name__)
 
 POLLED = {"/healthz", "/readyz", "/metrics", "/v1/queues", "/dashboard/{name}"}
 """Asked by machines every few seconds: their lines are for LOG_LEVEL=DEBUG, and they have no spans."""
+
+SPAN_FIELDS = ("request_id", "tenant", "job")
+"""Those of a line's fields that a span has as well."""
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 OTHER, UNKNOWN = "_OTHER", "unknown"
@@ -90,16 +95,53 @@ def _end_with(answer: Response) -> Response:
     }
     what = f"{request.method} {shown_path()} {answer.status_code}"
     level = logging.DEBUG if endpoint in POLLED else logging.INFO
+    stream = Stream(answer.response) if answer.is_streamed else None
+    if stream:
+        answer.response = stream
 
     def end() -> None:
         ms = round(1000 * (time.perf_counter() - begun), 1)
-        log.log(level, "%s in %g ms", what, ms, extra=fields | {"ms": ms})
-        told = {name: fields[name] for name in ("request_id", "tenant", "job")}
-        span.set(**{"http.response.status_code": answer.status_code}, **told)
-        span.end(str(answer.status_code) if answer.status_code >= 500 else "")
+        told = fields | {"ms": ms}
+        error, left = (stream.error, stream.left) if stream else (None, False)
+        if error:
+            log.error("%s broke off after %g ms", what, ms, extra=told, exc_info=withheld(error))
+        else:
+            log.log(level, "%s in %g ms%s", what, ms, ", its client left before the end" if left else "", extra=told)
+        if left:
+            span.note("client left")
+        span.set(**{"http.response.status_code": answer.status_code}, **{name: fields[name] for name in SPAN_FIELDS})
+        span.end(type(error).__name__ if error else str(answer.status_code) if answer.status_code >= 500 else "")
 
     answer.call_on_close(end)
     return answer
+
+
+class Stream:
+    """An answer that is sent as it is made, and what came of it: its status had to be said at the beginning."""
+
+    def __init__(self, pieces: Iterable[Any]) -> None:
+        self._pieces = pieces
+        self._under_way = False
+        self.error: Exception | None = None
+        """What broke it off."""
+
+    @property
+    def left(self) -> bool:
+        """The client took some of it, and not all."""
+        return self._under_way and self.error is None
+
+    def __iter__(self) -> Iterator[Any]:
+        self._under_way = True
+        try:
+            yield from self._pieces
+        except Exception as error:
+            self.error = error
+            raise
+        self._under_way = False
+
+    def close(self) -> None:
+        if hasattr(self._pieces, "close"):
+            self._pieces.close()
 
 
 def _method() -> str:

@@ -110,6 +110,7 @@ class RootLogger(Logger):  # type: ignore[misc]
         super().setup(cfg)
         self.error_log.handlers.clear()
         self.error_log.propagate = True
+        self.error_log.addFilter(logs.withhold)  # once, however often: it is the same filter
 
 
 def configuration(settings: Settings, listener: int) -> dict[str, Any]:

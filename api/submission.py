@@ -172,12 +172,13 @@ class Submission:
             duplicates=duplicates,
         )
         limits = limits_of(settings)
-        told = {"job": job.id, "queue": job.queue, "lane": request.priority, "inputs": total, "shards": shards}
+        told = {"queue": job.queue, "lane": request.priority, "inputs": total, "shards": shards}
         with requests.current_span().begin("submit job", "producer", **told) as span:
             traced = replace(job, traceparent=span.traceparent)
             accepted_id, wake = services.ledger.submit(
                 traced, rest, max_waiting_inputs=settings.max_waiting_inputs, limits=limits
             )
+            span.set(job=accepted_id)  # of two requests with one key the other may have come first
         requests.concerns(accepted_id)
         if wake:
             services.wakes.send(job.queue)

@@ -1,15 +1,19 @@
 """What it costs to be seen: an earlier version of the service beside this one, while this one is looked at.
 
     git worktree add /tmp/before COMMIT
-    python -m bench.overhead --before /tmp/before [--rounds 8] [--texts 2000]
+    python -m bench.overhead --before /tmp/before [--rounds 8] [--texts 2000] [--traced]
 
 Both run at the same time, as `make run` runs them, and get the same job in turns, so whatever else the machine does meets both.
 While this version computes, `/metrics` is read every 5 s, and `/v1/queues` and `/v1/jobs` every 2 s, as a Prometheus and an
 open dashboard do. The clock shows what users wait; the CPU seconds of all processes of a service (Redis, API, worker) are less
 noisy.
+
+With `--traced` this version sends its spans, all of them, to a receiver that drops them, and nobody reads anything beside. With a
+checkout of the same commit that is what tracing costs. The receiver's own CPU seconds do not count.
 """
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,7 +21,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +41,10 @@ WATCHED = {"/metrics": 5.0, "/v1/queues": 2.0, "/v1/jobs?limit=25": 2.0}
 class Running:
     """A service from a checkout, started by its own launcher."""
 
-    def __init__(self, checkout: Path, folder: str) -> None:
+    def __init__(self, checkout: Path, folder: str, **environ: str) -> None:
         port = free_port("127.0.0.1")
-        environ = dict(os.environ) | {"API_PORT": str(port), "DATA_DIR": folder, "DEVICE": "cpu"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+        environ = inherited | {"API_PORT": str(port), "DATA_DIR": folder, "DEVICE": "cpu"} | environ
         self._process = subprocess.Popen(
             [sys.executable, "-m", "launcher", "run"],
             cwd=checkout,
@@ -96,6 +103,50 @@ def watched(client: httpx.Client) -> Iterator[None]:
             thread.join()
 
 
+class Dropping(BaseHTTPRequestHandler):
+    """Takes what comes, as a receiver of traces does, and drops it."""
+
+    protocol_version = "HTTP/1.1"
+    taken_bytes = 0
+
+    def do_POST(self) -> None:
+        Dropping.taken_bytes += len(self.rfile.read(int(self.headers["content-length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+
+def _receive(pipe: Connection) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dropping) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pipe.send(server.server_port)
+        pipe.recv()
+        pipe.send(Dropping.taken_bytes)
+        server.shutdown()
+
+
+class Receiver:
+    """Takes traces, in a process of its own, at `url`."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=_receive, args=(other,), daemon=True)
+        self._process.start()
+        self.url = f"http://127.0.0.1:{self._pipe.recv()}"
+
+    def stop(self) -> int:
+        """Bytes that came."""
+        self._pipe.send("stop")
+        taken: int = self._pipe.recv()
+        self._process.join(10)
+        return taken
+
+
 def measure(service: Running, texts: Sequence[str]) -> dict[str, float]:
     """Seconds of one job, and of all CPUs meanwhile."""
     before = service.cpu_seconds()
@@ -109,16 +160,20 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the version to compare with")
     parser.add_argument("--rounds", type=int, default=8, help="jobs of each version, in turns (%(default)s)")
     parser.add_argument("--texts", type=int, default=2000, help="short texts in a job (%(default)s)")
+    parser.add_argument("--traced", action="store_true", help="what tracing everything costs, instead of being watched")
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=options.before, capture_output=True, text=True, check=True
     )
     facts = machine()
-    heading(f"Watched, beside {commit.stdout.strip()} that nobody watches", facts)
+    before = commit.stdout.strip()
+    heading(f"Traced, beside {before} that is not" if options.traced else f"Watched, beside {before} that nobody watches", facts)
     texts = corpora(options.texts)["short"]
     rounds: list[dict[str, dict[str, float]]] = []
+    receiver = Receiver() if options.traced else None
+    traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url} if receiver else {}
     with tempfile.TemporaryDirectory() as folder:
-        services = {"before": Running(options.before, f"{folder}/before"), "now": Running(ROOT, f"{folder}/now")}
+        services = {"before": Running(options.before, f"{folder}/before"), "now": Running(ROOT, f"{folder}/now", **traced)}
         try:
             for service in services.values():
                 service.wait()
@@ -127,7 +182,7 @@ def main() -> None:
                 found = {}
                 for name in sorted(services, reverse=n % 2 == 1):
                     if name == "now":
-                        with watched(services[name].client):
+                        with nullcontext() if options.traced else watched(services[name].client):
                             found[name] = measure(services[name], texts)
                     else:
                         found[name] = measure(services[name], texts)
@@ -139,12 +194,15 @@ def main() -> None:
         finally:
             for service in services.values():
                 service.stop()
-    results: dict[str, Any] = {"machine": facts, "before": commit.stdout.strip(), "texts": options.texts, "rounds": rounds}
+    results: dict[str, Any] = {"machine": facts, "before": before, "texts": options.texts, "rounds": rounds}
+    if receiver:
+        results["traced_bytes"] = receiver.stop()
+        assert results["traced_bytes"], "no span came"
     for name in ("seconds", "cpu_seconds"):
         ratios = [row["now"][name] / row["before"][name] for row in rounds]
         results[f"{name}_ratio"] = median(ratios)
         print(f"{name}: now/before {median(ratios):.3f} (median of {len(ratios)}; {min(ratios):.3f} to {max(ratios):.3f})")
-    save("overhead", results)
+    save("overhead_traced" if options.traced else "overhead", results)
 
 
 if __name__ == "__main__":

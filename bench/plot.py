@@ -376,6 +376,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "cache": cache,
     "metrics": metrics,
     "overhead": overhead,
+    "overhead_traced": overhead,
     "gpu": gpu,
 }
 

@@ -54,7 +54,18 @@ class TextLines(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         request_id = record.__dict__.get("request_id")
-        return f"{record.asctime} {record.levelname} {record.name}{f' [{request_id}]' if request_id else ''}: {record.message}"
+        about = f" [{request_id}]" if request_id else ""
+        return f"{record.asctime} {record.levelname} {record.name}{about}: {_printable(record.message)}"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(_printable, super().formatException(ei).split("\n")))
+
+
+def _printable(text: str) -> str:
+    """With escapes for what would move a terminal's cursor, begin another line or hide what follows."""
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
 
 
 def is_json(log_format: str, stream: TextIO) -> bool:
@@ -83,6 +94,18 @@ def set_up(settings: Settings, service: str, ids: Ids = dict) -> None:
     threading.excepthook = lambda found: _log_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
+def adopt_loggers() -> None:
+    """Have libraries that write to a stream by themselves log as all others do. To be called once they are imported."""
+    for found in tuple(logging.root.manager.loggerDict.values()):
+        if isinstance(found, logging.Logger) and any(map(_is_a_stream, found.handlers)):
+            found.handlers[:] = (handler for handler in found.handlers if not _is_a_stream(handler))
+            found.propagate = True
+
+
+def _is_a_stream(handler: logging.Handler) -> bool:
+    return type(handler) is logging.StreamHandler  # no file, which somebody has asked for
+
+
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
     if not issubclass(kind, KeyboardInterrupt | SystemExit):
         log.critical("an exception that nobody caught", exc_info=error or kind())
@@ -94,9 +117,27 @@ class Withheld(Exception):
 
 def withheld(error: BaseException) -> Withheld:
     """The exception for the log: its type and where it was raised, and so those that led to it, without their messages."""
+    return error if isinstance(error, Withheld) else _withheld(error, frozenset())
+
+
+def _withheld(error: BaseException, seen: frozenset[int]) -> Withheld:
     found = Withheld(f"{type(error).__name__}, whose message may quote a text").with_traceback(error.__traceback__)
-    if error.__cause__:
-        found.__cause__ = withheld(error.__cause__)
-    elif error.__context__ and not error.__suppress_context__:
-        found.__context__ = withheld(error.__context__)
+    seen |= {id(error)}  # libraries that keep an exception and raise it again make chains that end in themselves
+    cause, context = error.__cause__, error.__context__
+    if cause and id(cause) not in seen:
+        found.__cause__ = _withheld(cause, seen)
+    elif context and not error.__suppress_context__ and id(context) not in seen:
+        found.__context__ = _withheld(context, seen)
     return found
+
+
+def withhold(record: logging.LogRecord) -> bool:
+    """A filter for a library's logger: of exceptions, which may quote a request, only types and places stay."""
+    if record.exc_info and record.exc_info[1]:
+        shown = withheld(record.exc_info[1])
+        record.exc_info = (Withheld, shown, shown.__traceback__)
+    if isinstance(record.args, tuple):
+        record.args = tuple(type(part).__name__ if isinstance(part, BaseException) else part for part in record.args)
+    if isinstance(record.msg, BaseException):
+        record.msg = type(record.msg).__name__
+    return True

@@ -12,12 +12,14 @@ there when it has one: whether to trace is decided where a request comes in. Spa
 """
 
 import importlib.util
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from core.errors import InvalidSetting
 
@@ -29,11 +31,35 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+
+HEADER = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+[ \t]*=[ !#-+\--:<-\[\]-~\t]*")
+"""What OpenTelemetry takes for a header; anything else it logs in full."""
+
+LEAST = {
+    "OTEL_BSP_SCHEDULE_DELAY": 1,
+    "OTEL_BSP_MAX_QUEUE_SIZE": 1,
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": 1,
+    "OTEL_BSP_EXPORT_TIMEOUT": 0,
+    "OTEL_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": 0,
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT": 0,
+    "OTEL_SPAN_EVENT_COUNT_LIMIT": 0,
+    "OTEL_SPAN_LINK_COUNT_LIMIT": 0,
+    "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT": 0,
+    "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT": 0,
+}
+"""The numbers that OpenTelemetry reads. Of a bad one it says, if anything, only when it makes the first use of it."""
+
+QUEUED, SENT_AT_ONCE = "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"
+SPANS_QUEUED, SPANS_SENT_AT_ONCE = 2048, 512
+"""Their defaults."""
 
 PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 
-MOST_LINKS = 1000
-"""Shards of one claim, at most; OpenTelemetry would keep 128 links (OTEL_SPAN_LINK_COUNT_LIMIT)."""
+MOST_LINKS = 128
+"""OpenTelemetry's own limit. A claim may hold 1000 shards; that many links would cost more than they tell."""
 
 FLUSH_SECONDS = 3.0
 """How long a process that ends waits until its last spans are sent."""
@@ -61,10 +87,10 @@ class Span:
         """A span within this one."""
         return NOTHING if self._span is None else _begin(name, kind, attributes, parent=self._span)
 
-    def record(self, name: str, seconds: float, /, **attributes: Any) -> None:
-        """What took so long until now, as a span within this one."""
+    def record(self, name: str, seconds: float, error_type: str = "", /, **attributes: Any) -> None:
+        """What took so long until now, as a span within this one, and the type of the error that ended it, if one did."""
         if self._span is not None:
-            _begin(name, "internal", attributes, parent=self._span, begun_ns=_ago(seconds)).end()
+            _begin(name, "internal", attributes, parent=self._span, begun_ns=_ago(seconds)).end(error_type)
 
     def note(self, name: str, /, **attributes: Any) -> None:
         """Something that happened just now."""
@@ -75,15 +101,21 @@ class Span:
         if self._span is not None:
             self._span.set_attributes(_named(attributes))
 
-    def end(self, error_type: str = "") -> None:
-        """With the type of the error that ended it, if one did: not its message, which may quote what it must not."""
-        if self._span is None:
-            return
-        if error_type:
+    def fail(self, error_type: str) -> None:
+        """An error of this type ends it, or part of it. Not told is its message, which may quote what it must not."""
+        if self._span is not None:
             from opentelemetry.trace import StatusCode
 
             self._span.set_status(StatusCode.ERROR)
             self._span.set_attribute("error.type", error_type)
+
+    def end(self, error_type: str = "") -> None:
+        """With the type of the error that ended it, if one did."""
+        if self._span is None:
+            return
+        if error_type:
+            self.fail(error_type)
+        _embedding.discard(self)
         self._span.end()
 
     def __enter__(self) -> Self:
@@ -98,30 +130,64 @@ NOTHING = Span()
 _provider: "TracerProvider | None" = None
 _exporter: "OTLPSpanExporter | None" = None
 _tracer: "Tracer | None" = None
+_embedding: set[Span] = set()
+"""Spans `embed` that have not ended."""
 
 
 def require(environ: Mapping[str, str]) -> bool:
     """Whether traces are on.
 
     Raises:
-        InvalidSetting: they are, and cannot be sent.
+        InvalidSetting: they are, and cannot be sent. It shows nothing that may be a password or a key.
     """
-    variable = next((name for name in ENDPOINTS if environ.get(name, "").strip()), None)
+    variable = _given(ENDPOINTS, environ)
     if variable is None or environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    try:
-        parts = urlsplit(environ[variable].strip())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:  # it may hold a password, so it is not shown
-        raise InvalidSetting(f"{variable} must be http://host:port or https://host:port", param=variable)
-    protocol = next((name for name in PROTOCOLS if environ.get(name, "").strip()), None)
+    if not _is_endpoint(environ[variable].strip()):
+        message = f"{variable} must be http://host:port or https://host:port, with a path if need be, and no query"
+        raise InvalidSetting(message, param=variable)
+    protocol = _given(PROTOCOLS, environ)
     if protocol and environ[protocol].strip() != "http/protobuf":
         raise InvalidSetting(f"{protocol} must be http/protobuf, got {environ[protocol]!r}", param=protocol)
+    for name in HEADERS:
+        _require_headers(name, environ.get(name, ""))
+    _require_numbers(environ)
     if not all(map(_is_installed, PACKAGES)):
         raise InvalidSetting(f"{variable} needs OpenTelemetry: pip install -r requirements-tracing.txt", param=variable)
     return True
+
+
+def _given(names: Iterable[str], environ: Mapping[str, str]) -> str | None:
+    return next((name for name in names if environ.get(name, "").strip()), None)
+
+
+def _is_endpoint(url: str) -> bool:
+    """A query may hold a key, and is logged with each send that fails."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not ({"?", "#"} & set(url))
+    except ValueError:
+        return False
+
+
+def _require_headers(variable: str, value: str) -> None:
+    for header in filter(None, (part.strip() for part in value.split(","))):
+        if not HEADER.fullmatch(header) or not unquote(header).isprintable():
+            message = f"{variable} must be name=value, with commas between several and values URL-encoded, as in key=a%20b"
+            raise InvalidSetting(message, param=variable)
+
+
+def _require_numbers(environ: Mapping[str, str]) -> None:
+    numbers = dict[str, int]()
+    for name, least in LEAST.items():
+        if not (value := environ.get(name, "").strip()):
+            continue
+        if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+            raise InvalidSetting(f"{name} must be a whole number from {least} on, got {value[:20]!r}", param=name)
+        numbers[name] = int(value)
+    queued = numbers.get(QUEUED, SPANS_QUEUED)
+    if numbers.get(SENT_AT_ONCE, SPANS_SENT_AT_ONCE) > queued:
+        raise InvalidSetting(f"{SENT_AT_ONCE} must be at most {QUEUED}, which is {queued}", param=SENT_AT_ONCE)
 
 
 def _is_installed(package: str) -> bool:
@@ -144,7 +210,7 @@ def start(environ: Mapping[str, str], service: str, instance: str, *, follows: b
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
@@ -153,18 +219,24 @@ def start(environ: Mapping[str, str], service: str, instance: str, *, follows: b
     _provider = TracerProvider(
         resource=Resource.create().merge(ours).merge(OTELResourceDetector().detect()),
         sampler=ALWAYS_ON if follows else None,
-        span_limits=None if environ.get("OTEL_SPAN_LINK_COUNT_LIMIT") else SpanLimits(max_links=MOST_LINKS),
         shutdown_on_exit=False,  # it would wait for 30 s
     )
     _provider.add_span_processor(BatchSpanProcessor(_exporter))
     _tracer = _provider.get_tracer("vector-api")
 
 
-def stop() -> None:
-    """Send what is left, for `FLUSH_SECONDS` at most; nothing is sent afterwards."""
+def stop(error_type: str = "") -> None:
+    """Send what is left, for `FLUSH_SECONDS` at most; nothing is sent afterwards.
+
+    Args:
+        error_type: of the error that ends this process in the middle of its work, if one does: it ends the spans of that work.
+    """
     global _tracer
     if _tracer is None or _provider is None or _exporter is None:
         return
+    if error_type:
+        for span in tuple(_embedding):
+            span.end(error_type)
     _tracer = None
     sending = threading.Thread(target=_provider.shutdown, name="last spans", daemon=True)
     sending.start()
@@ -178,10 +250,13 @@ def is_on() -> bool:
 
 
 def begin_request(name: str, headers: Mapping[str, str], /, **attributes: Any) -> Span:
-    """The span of a request, within that of its client if it sent one."""
+    """The span of a request, within that of its client if it sent one.
+
+    A `tracestate` is left alone: whoever asks could write into our log with one that OpenTelemetry finds fault with.
+    """
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    sent = {field: headers[field] for field in ("traceparent", "tracestate") if field in headers}
+    sent = {"traceparent": headers["traceparent"]} if "traceparent" in headers else {}
     return _begin(name, "server", attributes, context=TraceContextTextMapPropagator().extract(sent))
 
 
@@ -191,8 +266,13 @@ def begin_embedding(traced: Mapping[str, str], seconds: float, /, **attributes: 
     Args:
         traced: the traceparent of each traced job, by its id.
     """
-    links = [(traceparent, {"job": job_id}) for job_id, traceparent in traced.items()]
-    return _begin("embed", "consumer", attributes, links=links, begun_ns=_ago(seconds)) if links else NOTHING
+    if not traced:
+        return NOTHING
+    linked = dict(islice(traced.items(), MOST_LINKS))
+    told = attributes | {"links_left_out": len(traced) - len(linked) or None}
+    span = _begin("embed", "consumer", told, linked=linked, begun_ns=_ago(seconds))
+    _embedding.add(span)
+    return span
 
 
 def _begin(
@@ -202,20 +282,21 @@ def _begin(
     *,
     parent: "OtelSpan | None" = None,
     context: Any = None,
-    links: Iterable[tuple[str, Mapping[str, str]]] = (),
+    linked: Mapping[str, str] | None = None,
     begun_ns: int | None = None,
 ) -> Span:
     tracer = _tracer
     if tracer is None:
         return NOTHING
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, set_span_in_context
 
-    def context_of(traceparent: str) -> Any:
-        found = TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
-        return get_current_span(found).get_span_context()
+    def context_of(traceparent: str) -> SpanContext:
+        """Of one that `Span.traceparent` has written: nothing else comes here."""
+        flags = TraceFlags(TraceFlags.SAMPLED)
+        return SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), is_remote=True, trace_flags=flags)
 
+    links = [Link(context_of(traceparent), _named({"job": job_id})) for job_id, traceparent in (linked or {}).items()]
     if parent is not None:
         context = set_span_in_context(parent, Context())
     found = tracer.start_span(
@@ -223,7 +304,7 @@ def _begin(
         context=Context() if context is None else context,
         kind=SpanKind[kind.upper()],
         attributes=_named(attributes),
-        links=[Link(context_of(traceparent), _named(told)) for traceparent, told in links],
+        links=links,
         start_time=begun_ns,
     )
     return Span(found)

@@ -3,7 +3,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from core import tracing
 from core.ledger import Ledger, connect
 from launcher.redis_server import RedisServer
 from tests.processes import Stack, running_stack
@@ -37,3 +41,14 @@ def ledger(redis_url: str) -> Ledger:
 def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
     """Processes with short times around the shared server; the test starts those it needs."""
     yield from running_stack(redis_url, tmp_path, QUICK)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans of this process, as they end."""
+    found = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(found))
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("tests"))
+    monkeypatch.setattr(tracing, "_embedding", set())
+    return found

@@ -155,9 +155,7 @@ class Drain:
                         if not self.ledger.await_work(queue, seconds=self._linger_seconds):
                             return
                         continue
-                if prepared.alone:  # it may take the process down, so nothing else is held beside it
-                    self._await_commits(0)
-                elif goes_on and time.monotonic() - asked < AHEAD_SECONDS:
+                if not prepared.alone and goes_on and time.monotonic() - asked < AHEAD_SECONDS:
                     following = self._preparing.submit(self._prepare, queue, Lane.BULK)
                 self._compute(queue, prepared)
         finally:
@@ -166,8 +164,8 @@ class Drain:
             finally:
                 if following:
                     prepared = following.result()
-                    self._give_back(queue, prepared.works)
-                    prepared.span.end()
+                    with prepared.span:
+                        self._give_back(queue, prepared.works)
 
     # Claim and tokenise ---------------------------------------------------------------------------------------------
 
@@ -182,8 +180,8 @@ class Drain:
         works = [Work(shard, self.engine.facts.dimensions) for shard in claim.shards]
         self._leases.hold(queue, works)
         self._calls.serve(queue, claim.shards[0] if claim.alone else None)
+        span = self._begin_span(queue, works, claim.lane, begun)
         try:
-            span = self._begin_span(queue, works, claim.lane, begun)
             taken_up = [work for work in works if self._take_up(queue, work)]
             self.cache.fill(taken_up)
             begun = time.perf_counter()
@@ -192,6 +190,7 @@ class Drain:
             if items:
                 self.histograms.stages["tokenize"].count(time.perf_counter() - begun)
         except BaseException as error:
+            span.end(type(error).__name__)
             self._leases.drop(works, error)
             raise
         return Prepared(works, items, claim.lane, claim.alone, span)
@@ -202,7 +201,8 @@ class Drain:
             return NOTHING
         jobs = {work.shard.job_id for work in works}
         counts = {"jobs": len(jobs), "shards": len(works), "inputs": sum(work.shard.span.count for work in works)}
-        traced, seconds = self.ledger.traceparents(jobs), time.perf_counter() - begun
+        traced = {work.shard.job_id: work.shard.traceparent for work in works if work.shard.traceparent}
+        seconds = time.perf_counter() - begun
         span = tracing.begin_embedding(traced, seconds, worker=self.worker, queue=queue, lane=lane, **counts)
         for work in works:
             work.span = span
@@ -303,6 +303,8 @@ class Drain:
 
     def _compute(self, queue: str, prepared: Prepared) -> None:
         try:
+            if prepared.alone:  # it may take the process down, so nothing else is held beside it
+                self._await_commits(0)
             self._commit_whole(queue, prepared.works)
             for batch in self._cut(prepared.items):
                 if self._stopping():
@@ -313,6 +315,7 @@ class Drain:
                 self._start(queue, [item for item in batch if not (item.work.lost or item.failed)])
             self._finish(0)
         except BaseException as error:
+            prepared.span.fail(type(error).__name__)
             self._leases.drop([work for work in prepared.works if not work.on_its_way], error)
             raise
         finally:
@@ -374,10 +377,11 @@ class Drain:
 
     def _failed(self, queue: str, batch: list[Item], error: Exception) -> None:
         """Halve a batch that failed, until the input at fault fails alone."""
-        if isinstance(error, DeviceLost):
-            log.critical("this process ends, its shards come back with their leases: %s", error.message)
-            os._exit(DEVICE_LOST)
         told = of(item.work.shard for item in batch)
+        if isinstance(error, DeviceLost):
+            log.critical("this process ends, its shards come back with their leases: %s", error.message, extra=told)
+            tracing.stop(type(error).__name__)
+            os._exit(DEVICE_LOST)
         code, message, retryable = "embedding_failed", f"the model raised {type(error).__name__}", False
         if isinstance(error, OutOfMemory):
             code, message, retryable = "out_of_memory", error.message, True
@@ -453,6 +457,8 @@ class Drain:
                 parity=facts.parity,
             )
         except BaseException as error:
+            works[0].span.record("commit", time.perf_counter() - begun, type(error).__name__, shards=len(works))
+            works[0].span.fail(type(error).__name__)
             self._leases.drop(works, error)
             raise
         works[0].span.record("commit", time.perf_counter() - begun, shards=len(works), stored=sum(stored))

@@ -72,7 +72,10 @@ def load_engine(settings: Settings) -> Engine:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from worker.engines import loading
 
-    return loading.load_engine(settings)
+    logs.adopt_loggers()  # torch, transformers and huggingface_hub have a format each
+    engine = loading.load_engine(settings)
+    logs.adopt_loggers()
+    return engine
 
 
 class Process:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from core import tracing
 from core.errors import LedgerUnavailable
 from core.ledger import ClaimedShard, Ledger
 from worker.log import log
@@ -112,6 +113,7 @@ def start(hang_seconds: float, open_ledger: Callable[[], Ledger]) -> None:
             if seconds > hang_seconds:
                 try:
                     _tell(seconds, work, open_ledger)
+                    tracing.stop("EngineHung")
                 finally:
                     forget()  # else the parent would see a call that goes on
                     os._exit(HUNG)

@@ -1,17 +1,17 @@
 -- Take shards of one queue for a worker. Every shard gets a lease and its next attempt number before any work is done on it.
 -- ARGV: queue, worker, lease ms, most bytes of input blocks, lane ('interactive', 'bulk' or '' for what is due)
 -- Returns {wake, alone, deaths of that one (JSON), lane, job, shard, attempt, model, tenant, ms since the job came if it begins now, options,
---          input block, job, …}; of one lane
+--          traceparent, input block, job, …}; of one lane
 local queue, worker, lease, max_bytes, only = unpack(ARGV)
 lease, max_bytes = tonumber(lease), tonumber(max_bytes)
 local leases, suspects = key('leases', queue), key('suspects', queue)
 local HEAD = 4
-local MOST_TAKEN = HEAD + 8 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
+local MOST_TAKEN = HEAD + 9 * 1000 -- shards of one claim, however small they are: Redis answers nobody else meanwhile
 
 -- 1. What workers held that died since.
 recover(queue)
 
-local RECORD = {'status', 'lane', 'options', 'model', 'tenant', 'counted', 'created_at'}
+local RECORD = {'status', 'lane', 'options', 'model', 'tenant', 'counted', 'created_at', 'traceparent'}
 local taken = {0, 0, '', ''}
 local function take(id, shard, record, block)
   local attempt = redis.call('HINCRBY', key('attempts', id), shard, 1)
@@ -27,7 +27,8 @@ local function take(id, shard, record, block)
   if attempt > 1 then tally('retried:' .. queue, 1) end
   taken[4] = record[2]
   local waited = record[1] == 'queued' and math.max(0, now - record[7]) or ''
-  for _, value in ipairs({id, shard, attempt, record[4], record[5], waited, record[3], block}) do table.insert(taken, value) end
+  local parts = {id, shard, attempt, record[4], record[5], waited, record[3], record[8] or '', block}
+  for _, value in ipairs(parts) do table.insert(taken, value) end
 end
 
 -- 2. A suspect goes alone, so that it can harm nobody: not to a worker that asks for one lane, as it holds other shards.

@@ -152,6 +152,8 @@ class ClaimedShard:
     """From the job's creation to this claim, by Redis's clock; None unless the job began with this shard."""
     unreadable: str = ""
     """Why there are no inputs, or nothing: they are there."""
+    traceparent: str = ""
+    """Of the job's submission, where that is traced."""
 
 
 @dataclass(frozen=True)
@@ -610,16 +612,6 @@ class Ledger:
         return _workers(reports, _seconds(clock))
 
     @_translated
-    def traceparents(self, job_ids: Iterable[str]) -> dict[str, str]:
-        """Those of these jobs whose submission is traced, by their ids."""
-        ids = list(job_ids)
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(self._key("job", job_id), "traceparent")
-            found = pipe.execute()
-        return {job_id: _text(traceparent) for job_id, traceparent in zip(ids, found, strict=True) if traceparent}
-
-    @_translated
     def survey(self, queues: Iterable[str]) -> Survey:
         """The ledger as it stands, in three round trips."""
         names, lanes = list(queues), [lane.value for lane in Lane]
@@ -737,8 +729,9 @@ class Ledger:
                 deaths=deaths,
                 hangs=hangs,
                 waited_seconds=None if waited == b"" else int(waited) / 1000,
+                traceparent=_text(traceparent),
             )
-            for job, span, attempt, model, owner, waited, options, block in zip(*[iter(rest)] * 8, strict=True)
+            for job, span, attempt, model, owner, waited, options, traceparent, block in zip(*[iter(rest)] * 9, strict=True)
         )
         return Claim(shards, Lane(_text(found)) if shards else None, bool(alone), bool(wake))
 

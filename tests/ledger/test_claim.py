@@ -21,6 +21,17 @@ def test_claimed_shard_has_what_a_worker_needs(at: Scenario) -> None:
     assert shard.inputs == shards[0].inputs
 
 
+def test_claimed_shards_have_the_traceparents_of_their_jobs(at: Scenario) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    at.submit("traced", (1, 1), traceparent=traceparent)
+    at.submit("job", (1,))
+    assert [(shard.job_id, shard.traceparent) for shard in at.claim().shards] == [
+        ("traced", traceparent),
+        ("traced", traceparent),
+        ("job", ""),
+    ]
+
+
 def test_claim_of_an_empty_queue_is_empty(at: Scenario) -> None:
     assert at.claim() == Claim((), lane=None, alone=False, wake=False)
 

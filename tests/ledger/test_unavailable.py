@@ -47,7 +47,6 @@ CALLS: dict[str, Callable[[Scenario], object]] = {
     "move": lambda at: at.ledger.move("c1"),
     "retire": lambda at: at.ledger.retire("w1", ["cpu"]),
     "counters": lambda at: at.ledger.counters(),
-    "traceparents": lambda at: at.ledger.traceparents(["job"]),
     "survey": lambda at: at.ledger.survey(["cpu"]),
     "memory": lambda at: at.ledger.memory(),
 }

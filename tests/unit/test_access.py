@@ -213,3 +213,18 @@ def test_other_address_needs_keys_or_leave(address: str) -> None:
 )
 def test_durations_are_written_as_clients_of_openai_know_them(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_lines_name_a_tenant_once_it_is_known(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "api.requests")
+
+    def tenants_of(client: FlaskClient, path: str, **headers: str) -> str:
+        client.get(path, headers=headers).close()
+        found: str = caplog.records[-1].__dict__["tenant"]
+        return found
+
+    assert tenants_of(client, "/v1") == ""
+    assert tenants_of(client, "/v1", Authorization="Bearer wrong") == ""
+    assert tenants_of(client, "/healthz") == ""
+    assert tenants_of(client, "/v1", Authorization=f"Bearer {KEY}") == "alice"
+    assert tenants_of(client_of(), "/healthz") == "default"

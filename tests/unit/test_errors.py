@@ -7,7 +7,7 @@ from collections.abc import Callable
 import fakeredis
 import pytest
 import redis
-from flask import Flask
+from flask import Flask, Response
 from flask.testing import FlaskClient
 
 from api import create_app
@@ -15,6 +15,7 @@ from api.errors import KINDS, kind_of
 from core import errors
 from core.config import Settings
 from core.ledger import Ledger
+from core.logs import JsonLines
 
 
 @pytest.fixture
@@ -111,3 +112,21 @@ def test_what_redis_said_stays_in_the_log(app: Flask, caplog: pytest.LogCaptureF
     assert answer.status_code == 503
     assert "10.1.2.3" not in answer.text
     assert "10.1.2.3" in caplog.text
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "and again for the answer that says so"])
+def test_what_fails_after_a_view_is_logged_without_its_message(app: Flask, caplog: pytest.LogCaptureFixture, times: int) -> None:
+    text = "".join(["a", " ", "text"])  # which the lines of this file do not show
+    failures = [ValueError(text)] * times
+
+    @app.after_request
+    def fail(answer: Response) -> Response:
+        if failures:
+            raise failures.pop()
+        return answer
+
+    answer = app.test_client().get("/v1/%0anew%20line")
+    assert answer.status_code in (404, 500)
+    logged = [JsonLines("api").format(record) for record in caplog.records]
+    assert sum("ValueError, whose message may" in line for line in logged) == times
+    assert not any(text in line.replace("quote a text", "") or "\\nnew" in line for line in logged)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.logs import JsonLines, TextLines, is_json, withheld
+from core.logs import JsonLines, TextLines, is_json, withheld, withhold
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +52,18 @@ def test_text_shows_the_request_that_a_line_is_about() -> None:
     assert TextLines().format(record("done")).endswith(" WARNING vector-api: done")
 
 
+def test_text_has_escapes_for_what_a_terminal_would_obey() -> None:
+    found = record("job %s\r\n2026-11-24 ERROR forged\x1b[2J\x9b2J\u202e\ud800 für", "j1", request_id="r-1")
+    try:
+        raise ValueError("two\nlines\x1b[2J\x85")
+    except ValueError:
+        found.exc_info = sys.exc_info()
+    line, *traceback = TextLines().format(found).split("\n")
+    assert line.endswith(r"[r-1]: job j1\r\n2026-11-24 ERROR forged\x1b[2J\x9b2J\u202e\ud800 für")
+    assert traceback[0].startswith("Traceback")
+    assert traceback[-2:] == ["ValueError: two", r"lines\x1b[2J\x85"]
+
+
 def test_only_a_terminal_gets_text_by_default() -> None:
     master, slave = os.openpty()
     with open(slave, "w") as terminal, open(master, "rb"):
@@ -78,6 +90,29 @@ def test_withheld_exception_shows_where_it_and_its_causes_were_raised() -> None:
     assert "KeyError, whose message" in line
     assert "ValueError, whose message" in line
     assert text not in line.replace("quote a text", "")
+
+
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_exceptions_that_led_to_each_other_are_each_shown_once(link: str) -> None:
+    first, second = ValueError("a"), KeyError("b")
+    setattr(first, link, second)
+    setattr(second, link, first)
+    shown = withheld(first)
+    led = getattr(shown, link)
+    assert str(led).startswith("KeyError, ")
+    assert (led.__cause__, led.__context__) == (None, None)
+
+
+def test_library_that_logs_exceptions_logs_their_types() -> None:
+    error = ValueError("quotes a request")
+    for found in (record("gone: %s, %d", error, 3), record(error)):  # type: ignore[arg-type]
+        found.exc_info = (ValueError, error, None)
+        assert withhold(found)
+        assert withhold(found), "another filter"
+        line = TextLines().format(found)
+        assert "quotes a request" not in line
+        assert "ValueError, whose message" in line
+    assert record("gone: %s", "why").getMessage() == "gone: why"
 
 
 def test_what_nobody_caught_and_warnings_are_records_too() -> None:
