@@ -1,8 +1,9 @@
 // Doing something again and again: only while the page is seen, one at a time, and less often while it fails.
 
-import { get, isLive, jobPath, readEvents, send } from "./service.js";
+import { get, isLive, jobPath, readEvents, Refused, send } from "./service.js";
 
 const MOST_SECONDS = 30;
+const SILENT_SECONDS = 10; // in which the service, which says something each second, has said nothing
 const LEAST_REST = 4; // times as long as an answer took: a service that is slow to answer is asked less often
 
 /** Resolves after so many seconds, or when the signal says stop. */
@@ -48,7 +49,7 @@ export function every(seconds, task, { signal, failed = () => {} }) {
       const began = performance.now();
       try {
         await task();
-        waits = Math.max(seconds, (LEAST_REST * (performance.now() - began)) / 1000);
+        waits = Math.max(seconds, Math.min(MOST_SECONDS, (LEAST_REST * (performance.now() - began)) / 1000));
       } catch (error) {
         if (signal.aborted || error.name === "AbortError") return;
         if (error.status === 401) return; // the page is about to ask for a key
@@ -64,7 +65,8 @@ export function every(seconds, task, { signal, failed = () => {} }) {
 }
 
 /**
- * Follow a job until it ends: by server-sent events, by asking again where these are refused (all places are taken).
+ * Follow a job until it ends: by server-sent events, by asking again where these are refused (all places are taken) or held back
+ * on the way.
  * @param {{progress: (part: object) => void, ended: (job: object) => void, failed: (error: Error) => void}} told
  */
 export async function follow(id, told, signal) {
@@ -77,7 +79,7 @@ export async function follow(id, told, signal) {
     document.addEventListener("visibilitychange", hide); // a page that nobody sees holds no place of the service's
     try {
       const ended = await listen(id, told, AbortSignal.any([signal, hidden.signal])).catch((error) => {
-        if (error.status === 429 || error.status === 503) return ask(id, told, signal);
+        if (error.status === 429 || error.status === 503 || error.code === "silent") return ask(id, told, signal);
         throw error;
       });
       if (ended) return;
@@ -99,17 +101,32 @@ export async function follow(id, told, signal) {
 }
 
 async function listen(id, told, signal) {
-  const answer = await send(`${jobPath(id)}/events`, { signal, headers: { Accept: "text/event-stream" } });
-  for await (const { event, data } of readEvents(answer.body)) {
-    const content = JSON.parse(data);
-    if (event === "progress") told.progress(content);
-    if (event === "end") {
-      told.ended(content);
-      return true;
-    }
-    if (event === "error") throw Object.assign(new Error(content.error.message), { status: 503 });
+  const silence = new AbortController();
+  const either = AbortSignal.any([signal, silence.signal]);
+  let timer;
+  function heard() {
+    clearTimeout(timer);
+    timer = setTimeout(() => silence.abort(), 1000 * SILENT_SECONDS);
   }
-  return false; // cut off: once more
+  heard();
+  try {
+    const answer = await send(`${jobPath(id)}/events`, { signal: either, headers: { Accept: "text/event-stream" } });
+    for await (const { event, data } of readEvents(answer.body, heard)) {
+      const content = JSON.parse(data);
+      if (event === "progress") told.progress(content);
+      if (event === "end") {
+        told.ended(content);
+        return true;
+      }
+      if (event === "error") throw new Refused(content.error.message, { status: 503, code: content.error.code });
+    }
+    return false; // cut off: once more
+  } catch (error) {
+    if (silence.signal.aborted && !signal.aborted) throw new Refused("The service says nothing any more.", { code: "silent" });
+    throw error;
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 async function ask(id, told, signal) {

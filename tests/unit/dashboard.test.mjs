@@ -1,12 +1,14 @@
 // What the dashboard's modules compute, by `node --test`; tests/unit/test_dashboard.py starts it, and says where they and the data are.
 
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
 import { test } from "node:test";
 
 const at = (name) => import(`${process.env.MODULES}/${name}`);
 const data = (name) => readFile(`${process.env.DATA}/${name}`);
-const { readEvents } = await at("service.js");
+const { get, readEvents } = await at("service.js");
 const { nearest, readNpy } = await at("vectors.js");
 const { judge, Throughput } = await at("overview.js");
 const { ago, bytes, duration, percent, plural, rate } = await at("format.js");
@@ -68,6 +70,29 @@ for (const [what, found, perSecond, tone, line, notices] of [
 ]) {
   test(`the status line of a service: ${what}`, () => assert.deepEqual(judge(found, perSecond), { tone, line, notices }));
 }
+
+/** A server that answers as told, while `task` runs with its address. */
+async function serving(answer, task) {
+  const server = createServer(answer).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  try {
+    await task(`http://127.0.0.1:${server.address().port}/`);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
+test("an answer that does not come in time counts as none, wherever it stops", async () => {
+  const silent = { code: "unreachable", status: 0 };
+  await serving(() => {}, (url) => assert.rejects(get(url, { seconds: 0.05 }), silent));
+  await serving((_, answer) => answer.write('{"data": '), (url) => assert.rejects(get(url, { seconds: 0.05 }), silent));
+  await serving((_, answer) => answer.write("{"), (url) => assert.rejects(get(url, { signal: AbortSignal.abort() }), { name: "AbortError" }));
+});
+
+test("an answer that is no JSON is told from none", async () => {
+  await serving((_, answer) => answer.end("<p>Log in to the hotel's network"), (url) => assert.rejects(get(url), { code: "no_json", status: 200 }));
+});
 
 test("throughput is what was counted between two looks, or what the service tells", () => {
   const counted = new Throughput();
