@@ -4,8 +4,9 @@ import { badge, bar, copyButton, facts, h, say, text } from "./dom.js";
 import { explorer } from "./explore.js";
 import { ago, bytes, duration, moment, number, percent, plural, rate } from "./format.js";
 import { countsOf, endJob } from "./jobs.js";
-import { every, follow } from "./refresh.js";
+import { every, follow, patiently } from "./refresh.js";
 import { get, isLive, jobPath, key, send } from "./service.js";
+import { partOf, readPart } from "./vectors.js";
 
 const MOST_BYTES = 64 * 2 ** 20; // that a browser's memory holds on the way to a file
 const SAID_EACH = 0.25;
@@ -154,7 +155,7 @@ function afterTheEnd(job, signal) {
   return [
     has ? explorer(job, signal) : null,
     job.errors?.length ? errorTable(job) : null,
-    has ? downloads(job) : null,
+    has ? downloads(job, signal) : null,
     job.dry_run ? dryRun(job.dry_run) : null,
     empty ? null : h("section", { class: "panel", "aria-labelledby": "metadata" }, h("h2", { id: "metadata" }, "Metadata"),
       h("pre", { tabindex: "0", "aria-labelledby": "metadata" }, h("code", {}, JSON.stringify(job.metadata, null, 2)))),
@@ -198,20 +199,20 @@ const FORMATS = [
   { name: "arrow", ending: "arrows", words: "an Arrow stream", each: 4, row: 24 },
 ];
 
-function downloads(job) {
+function downloads(job, signal) {
   const note = h("p", { class: "complaint", role: "alert", hidden: true });
   return h("section", { class: "panel", "aria-labelledby": "downloads" },
     h("h2", { id: "downloads" }, "Download the vectors"),
     note,
-    h("ul", { class: "downloads" }, FORMATS.map((format) => download(job, format, note))));
+    h("ul", { class: "downloads" }, FORMATS.map((format) => download(job, format, note, signal))));
 }
 
 function curlLine(job, format) {
   const url = new URL(`${jobPath(job.id)}/result?format=${format.name}`, document.baseURI).href;
-  return `curl${key.get() ? ' -H "Authorization: Bearer $API_KEY"' : ""} -o ${job.id}.${format.ending} '${url}'`;
+  return `curl --fail${key.get() ? ' -H "Authorization: Bearer $API_KEY"' : ""} -o ${job.id}.${format.ending} '${url}'`;
 }
 
-function download(job, format, note) {
+function download(job, format, note, signal) {
   const size = job.counts.total * (format.row + format.each * (job.dimensions ?? 0));
   const small = size <= MOST_BYTES;
   const line = h("code", { class: "curl", hidden: small }, curlLine(job, format));
@@ -221,11 +222,15 @@ function download(job, format, note) {
     text(button, "Reading…");
     note.hidden = true;
     try {
-      const answer = await send(`${jobPath(job.id)}/result?format=${format.name}`);
+      const answer = await patiently(() => send(`${jobPath(job.id)}/result?format=${format.name}`, { signal }), signal);
+      const part = readPart(answer.headers);
       const link = h("a", { href: URL.createObjectURL(await answer.blob()), download: `${job.id}.${format.ending}` });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+      note.hidden = !part;
+      text(note, partOf({ part }).trim());
     } catch (error) {
+      if (signal.aborted) return;
       note.hidden = false;
       text(note, error.message);
     } finally {

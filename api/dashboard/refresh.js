@@ -4,6 +4,7 @@ import { get, isLive, jobPath, readEvents, Refused, send } from "./service.js";
 
 const MOST_SECONDS = 30;
 const SILENT_SECONDS = 10; // in which the service, which says something each second, has said nothing
+const TRIES = 4;
 const LEAST_REST = 4; // times as long as an answer took: a service that is slow to answer is asked less often
 
 /** Resolves after so many seconds, or when the signal says stop. */
@@ -32,6 +33,18 @@ function seen(signal) {
     document.addEventListener("visibilitychange", look);
     signal.addEventListener("abort", look);
   });
+}
+
+/** What `task` gives, tried a few times while the service is too busy for it, as far apart as it asks for. */
+export async function patiently(task, signal) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await task();
+    } catch (error) {
+      if (tries === TRIES || ![429, 503].includes(error.status)) throw error;
+      await pause(Math.min(MOST_SECONDS, error.retryAfterSeconds || 1), signal);
+    }
+  }
 }
 
 /**

@@ -9,7 +9,8 @@ import { test } from "node:test";
 const at = (name) => import(`${process.env.MODULES}/${name}`);
 const data = (name) => readFile(`${process.env.DATA}/${name}`);
 const { get, readEvents, Refused } = await at("service.js");
-const { nearest, readNpy } = await at("vectors.js");
+const { patiently } = await at("refresh.js");
+const { keepTexts, nearest, partOf, readNpy, readPart, textsOf } = await at("vectors.js");
 const { judge, Throughput, trouble } = await at("overview.js");
 const { ago, bytes, duration, percent, plural, rate } = await at("format.js");
 const { SAMPLES } = await at("samples.js");
@@ -38,6 +39,49 @@ test("a file that numpy wrote is read, and its nearest rows are those that numpy
   assert.deepEqual(found.map(({ index }) => index), expected.indexes);
   found.forEach(({ cosine }, n) => assert.ok(Math.abs(cosine - expected.cosines[n]) < 1e-5));
   assert.throws(() => readNpy(new Uint8Array(200).buffer), /no form that this page reads/);
+});
+
+test("an answer tells how far it goes", () => {
+  const answer = (count, total, next) => new Headers({ "X-Vector-Count": count, "X-Vector-Total": total, ...(next && { "X-Next-Offset": next }) });
+  assert.equal(readPart(answer(20, 20)), null);
+  assert.equal(readPart(answer(5_000, 9_000, 5_000), 5_000), null, "all that was asked for");
+  assert.equal(partOf({ part: readPart(answer(16, 1_500)) }), " Only the first 16 of the cancelled job's 1,500 texts are in it.");
+  assert.match(partOf({ part: readPart(answer(0, 1_500, 32)) }), /behind a gap, from text 32 on\.$/);
+  assert.equal(partOf({ part: null }), "");
+});
+
+test("the tab keeps the texts of its last five jobs, fewer where it has no room", () => {
+  let [room, stored] = [1_000, {}];
+  globalThis.sessionStorage = {
+    getItem: (name) => stored[name] ?? null,
+    setItem(name, value) {
+      if (value.length > room) throw new Error("QuotaExceededError");
+      stored[name] = value;
+    },
+  };
+  const ids = ["z", "b", "y", "a", "x", "c"];
+  for (const id of ids) keepTexts(id, [`text of ${id}`]);
+  assert.deepEqual(ids.map((id) => textsOf(id)?.[0] ?? null), [null, ...ids.slice(1).map((id) => `text of ${id}`)], "the oldest goes");
+  room = 60;
+  keepTexts("new", ["text of new"]);
+  assert.deepEqual(JSON.parse(stored.texts).map(([id]) => id), ["c", "new"]);
+  delete globalThis.sessionStorage;
+});
+
+test("what is refused because others are served is asked for again, a few times", async () => {
+  const never = new AbortController().signal;
+  const refused = (status) => new Refused("", { status, retryAfterSeconds: 0.001 });
+  const answers = [refused(429), refused(503), "there"];
+  const give = async () => {
+    const answer = answers.shift();
+    if (answer instanceof Error) throw answer;
+    return answer;
+  };
+  assert.equal(await patiently(give, never), "there");
+  answers.push(...Array.from({ length: 9 }, () => refused(429)));
+  await assert.rejects(patiently(give, never), { status: 429 });
+  assert.equal(answers.length, 5);
+  await assert.rejects(patiently(() => Promise.reject(refused(404)), never), { status: 404 });
 });
 
 const worker = (name, more = {}) => ({ name, device: name, dimensions: 384, parity: 1, queues: [name], seen_at: 0, ...more });
