@@ -9,7 +9,7 @@ import { test } from "node:test";
 const at = (name) => import(`${process.env.MODULES}/${name}`);
 const data = (name) => readFile(`${process.env.DATA}/${name}`);
 const { get, readEvents, Refused } = await at("service.js");
-const { patiently } = await at("refresh.js");
+const { newer, patiently } = await at("refresh.js");
 const { keepTexts, nearest, partOf, readNpy, readPart, textsOf } = await at("vectors.js");
 const { judge, Throughput, trouble } = await at("overview.js");
 const { ago, bytes, duration, percent, plural, rate } = await at("format.js");
@@ -66,6 +66,17 @@ test("the tab keeps the texts of its last five jobs, fewer where it has no room"
   keepTexts("new", ["text of new"]);
   assert.deepEqual(JSON.parse(stored.texts).map(([id]) => id), ["c", "new"]);
   delete globalThis.sessionStorage;
+});
+
+const job = (status, done, more = {}) => ({ status, counts: { done, failed: 0, total: 9 }, ...more });
+
+test("what was overtaken on its way changes nothing", () => {
+  const waiting = job("queued", 0, { queue: "cpu", waiting_for: "a worker" });
+  assert.deepEqual(newer(null, waiting), waiting);
+  assert.deepEqual(newer(waiting, job("running", 0)), job("running", 0, { queue: "cpu", waiting_for: null }));
+  assert.equal(newer(job("running", 3), job("running", 2)).counts.done, 3);
+  assert.equal(newer(job("cancelled", 3), job("running", 3)).status, "cancelled");
+  assert.equal(newer(job("running", 3), job("running", 3, { waiting_for: "a worker" })).waiting_for, "a worker", "its worker died");
 });
 
 test("what is refused because others are served is asked for again, a few times", async () => {
