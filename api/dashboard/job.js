@@ -152,10 +152,10 @@ export function errorTable({ errors, counts }) {
     shown && h("p", { class: "dim" }, shown),
     h("table", { class: "cards" },
       h("thead", {}, h("tr", {}, ["Text", "Code", "What happened", "Try again"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, errors.map((error) => h("tr", {},
-        h("th", { scope: "row" }, number(error.index)),
+      h("tbody", {}, errors.toSorted((one, other) => one.index - other.index).map((error) => h("tr", {},
+        h("th", { scope: "row", "data-label": "Text" }, number(error.index)),
         h("td", { "data-label": "Code" }, h("code", {}, error.code)),
-        h("td", { "data-label": "What happened" }, error.message),
+        h("td", { class: "wide", "data-label": "What happened" }, error.message),
         h("td", { "data-label": "Try again" }, error.retryable ? "may help" : "will not help"))))));
 }
 

@@ -407,12 +407,15 @@ function workerFigures(worker) {
 
 /** @typedef {{label: string, used: number | null, total: number | null}} Memory  in bytes; null where it is unknown, or without a limit */
 
-/** @returns {Memory[]} */
+/**
+ * Of its container or machine, and of its device: what all processes use. Then what its own take of the device.
+ * @returns {Memory[]}
+ */
 function memoryOf(worker) {
   const total = fact(worker, "total_bytes");
   return [
-    { label: "Main memory, all processes", used: fact(worker, "memory_used_bytes"), total: fact(worker, "memory_limit_bytes") },
-    { label: "Device, all processes", used: fact(worker, "used_bytes"), total },
+    { label: "Main memory", used: fact(worker, "memory_used_bytes"), total: fact(worker, "memory_limit_bytes") },
+    { label: "Device memory", used: fact(worker, "used_bytes"), total },
     { label: "Device, reserved", used: fact(worker, "reserved_bytes"), total },
     { label: "Device, allocated", used: fact(worker, "allocated_bytes"), total },
   ];
