@@ -32,6 +32,7 @@ export function attribute(element, name, value) {
 
 /**
  * Make a parent's children those of a list, in its order, and keep the elements of items that stay: focus and selection live on.
+ * The focus of one that goes moves to the same thing of its neighbour.
  * @param {(item: any) => string} keyOf
  * @param {(item: any) => {element: Element, update: (item: any) => void}} make
  */
@@ -40,8 +41,11 @@ export function keyed(parent, items, keyOf, make) {
   const kept = new Set(items.map(keyOf));
   for (const [key, part] of known) {
     if (!kept.has(key)) {
+      const held = part.element.contains(document.activeElement) ? document.activeElement : null;
+      const beside = part.element.nextElementSibling ?? part.element.previousElementSibling;
       part.element.remove();
       known.delete(key);
+      if (held) (beside?.querySelector(held.tagName) ?? document.getElementById("main")).focus({ preventScroll: true });
     }
   }
   let place = parent.firstElementChild;
@@ -79,6 +83,18 @@ export function bar(role, label) {
 /** Tell those who listen to the page instead of seeing it. */
 export function say(words) {
   text(document.getElementById("said"), words);
+}
+
+/** Where it stands what went wrong; not seen while there are no words. */
+export function complaint() {
+  const element = h("p", { class: "complaint", role: "alert", hidden: true });
+  return {
+    element,
+    update(words) {
+      element.hidden = !words;
+      text(element, words);
+    },
+  };
 }
 
 /** Ask before something is lost. Resolves to whether it may. */
@@ -121,7 +137,7 @@ export function facts(names) {
         const value = values[name];
         row.parentElement.hidden = value === null || value === undefined;
         if (value instanceof Node) {
-          if (row.firstChild !== value) row.replaceChildren(value);
+          if (!row.firstChild?.isEqualNode(value)) row.replaceChildren(value);
         } else text(row, value);
       }
     },

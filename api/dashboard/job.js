@@ -1,11 +1,12 @@
 // One job: its progress as it happens, its record, errors, downloads, and a look at its vectors.
 
-import { badge, bar, copyButton, facts, h, say, text } from "./dom.js";
+import { badge, bar, complaint, copyButton, facts, h, say, text } from "./dom.js";
 import { explorer } from "./explore.js";
 import { ago, bytes, duration, moment, number, percent, plural, rate } from "./format.js";
-import { countsOf, endJob } from "./jobs.js";
-import { every, follow } from "./refresh.js";
-import { get, isLive, jobPath, key, send } from "./service.js";
+import { countsOf, endJob, reasonOf } from "./jobs.js";
+import { patiently, watchJob } from "./refresh.js";
+import { isLive, jobPath, key, send } from "./service.js";
+import { partOf, readPart } from "./vectors.js";
 
 const MOST_BYTES = 64 * 2 ** 20; // that a browser's memory holds on the way to a file
 const SAID_EACH = 0.25;
@@ -84,7 +85,7 @@ function recordOf(job) {
 
 export function showJob({ place, parts, signal, title }) {
   const id = parts[1];
-  const problem = h("p", { class: "complaint", role: "alert", hidden: true });
+  const [looked, acted] = [complaint(), complaint()];
   const waits = h("p", { class: "notice", hidden: true });
   const progress = jobProgress(id);
   const record = facts(RECORD);
@@ -97,55 +98,38 @@ export function showJob({ place, parts, signal, title }) {
   place.append(
     h("p", { class: "crumb" }, h("a", { href: "#/jobs" }, "Jobs")),
     h("div", { class: "title" }, h("h1", { class: "id" }, id), copyButton("Copy the id", () => id), end),
-    problem, content);
+    acted.element, looked.element, content);
   title(id);
 
   let job = null;
-  function complain(error) {
-    problem.hidden = !error;
-    if (error) text(problem, error.status === 404 ? "There is no such job: it was deleted, has expired, or belongs to another key." : error.message);
-  }
   async function askEnd() {
+    acted.update("");
     try {
-      const live = isLive(job.status);
-      if (!(await endJob(job))) return;
-      if (live) update(await get(jobPath(id), { signal }));
-      else location.hash = "#/jobs";
+      const found = await endJob(job);
+      if (!found || signal.aborted) return;
+      if (found.deleted) location.hash = "#/jobs";
+      else watched.hear(found);
     } catch (error) {
-      complain(error);
+      acted.update(reasonOf(error));
     }
   }
   let shownAs = null;
   function update(latest) {
-    job = { ...job, ...latest };
+    job = latest;
     content.hidden = false;
-    complain(null);
+    looked.update("");
     progress.update(job);
     title(isLive(job.status) ? `${percent(job.progress)} · ${id}` : `${job.status} · ${id}`);
     waits.hidden = !(job.waiting_for && isLive(job.status));
     if (job.waiting_for) text(waits, `Waits for ${job.waiting_for}.`);
     text(end, isLive(job.status) ? "Cancel" : "Delete");
     end.hidden = false;
+    record.update(recordOf(job));
     if (shownAs === job.status) return;
     shownAs = job.status;
-    record.update(recordOf(job));
     if (!isLive(job.status)) more.replaceChildren(...afterTheEnd(job, signal));
   }
-
-  async function run() {
-    update(await get(jobPath(id), { signal }));
-    const told = {
-      progress: (part) => update({ ...part, ...(part.status === "running" ? { waiting_for: null } : {}) }),
-      ended: (last) => update({ ...last, waiting_for: null }),
-      failed: complain,
-    };
-    if (isLive(job.status)) await follow(id, told, signal);
-  }
-  const first = new AbortController();
-  every(2, async () => {
-    await run().finally(() => { if (job) first.abort(); });
-    first.abort();
-  }, { signal: AbortSignal.any([signal, first.signal]), failed: complain });
+  const watched = watchJob(id, { update, failed: (error) => looked.update(reasonOf(error)) }, signal);
 }
 
 function afterTheEnd(job, signal) {
@@ -154,24 +138,24 @@ function afterTheEnd(job, signal) {
   return [
     has ? explorer(job, signal) : null,
     job.errors?.length ? errorTable(job) : null,
-    has ? downloads(job) : null,
+    has ? downloads(job, signal) : null,
     job.dry_run ? dryRun(job.dry_run) : null,
     empty ? null : h("section", { class: "panel", "aria-labelledby": "metadata" }, h("h2", { id: "metadata" }, "Metadata"),
       h("pre", { tabindex: "0", "aria-labelledby": "metadata" }, h("code", {}, JSON.stringify(job.metadata, null, 2)))),
   ].filter(Boolean);
 }
 
-function errorTable({ errors, counts }) {
+export function errorTable({ errors, counts }) {
   const shown = errors.length < counts.failed ? `The first ${number(errors.length)} of ${number(counts.failed)} texts that have no vector.` : null;
   return h("section", { class: "panel", "aria-labelledby": "errors" },
     h("h2", { id: "errors" }, "Errors"),
     shown && h("p", { class: "dim" }, shown),
     h("table", { class: "cards" },
       h("thead", {}, h("tr", {}, ["Text", "Code", "What happened", "Try again"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, errors.map((error) => h("tr", {},
-        h("th", { scope: "row" }, number(error.index)),
+      h("tbody", {}, errors.toSorted((one, other) => one.index - other.index).map((error) => h("tr", {},
+        h("th", { scope: "row", "data-label": "Text" }, number(error.index)),
         h("td", { "data-label": "Code" }, h("code", {}, error.code)),
-        h("td", { "data-label": "What happened" }, error.message),
+        h("td", { class: "wide", "data-label": "What happened" }, error.message),
         h("td", { "data-label": "Try again" }, error.retryable ? "may help" : "will not help"))))));
 }
 
@@ -198,20 +182,20 @@ const FORMATS = [
   { name: "arrow", ending: "arrows", words: "an Arrow stream", each: 4, row: 24 },
 ];
 
-function downloads(job) {
-  const note = h("p", { class: "complaint", role: "alert", hidden: true });
+function downloads(job, signal) {
+  const note = complaint();
   return h("section", { class: "panel", "aria-labelledby": "downloads" },
     h("h2", { id: "downloads" }, "Download the vectors"),
-    note,
-    h("ul", { class: "downloads" }, FORMATS.map((format) => download(job, format, note))));
+    note.element,
+    h("ul", { class: "downloads" }, FORMATS.map((format) => download(job, format, note, signal))));
 }
 
 function curlLine(job, format) {
   const url = new URL(`${jobPath(job.id)}/result?format=${format.name}`, document.baseURI).href;
-  return `curl${key.get() ? ' -H "Authorization: Bearer $API_KEY"' : ""} -o ${job.id}.${format.ending} '${url}'`;
+  return `curl --fail${key.get() ? ' -H "Authorization: Bearer $API_KEY"' : ""} -o ${job.id}.${format.ending} '${url}'`;
 }
 
-function download(job, format, note) {
+function download(job, format, note, signal) {
   const size = job.counts.total * (format.row + format.each * (job.dimensions ?? 0));
   const small = size <= MOST_BYTES;
   const line = h("code", { class: "curl", hidden: small }, curlLine(job, format));
@@ -219,15 +203,16 @@ function download(job, format, note) {
   async function fetchIt() {
     button.disabled = true;
     text(button, "Reading…");
-    note.hidden = true;
+    note.update("");
     try {
-      const answer = await send(`${jobPath(job.id)}/result?format=${format.name}`);
+      const answer = await patiently(() => send(`${jobPath(job.id)}/result?format=${format.name}`, { signal }), signal);
+      const part = readPart(answer.headers);
       const link = h("a", { href: URL.createObjectURL(await answer.blob()), download: `${job.id}.${format.ending}` });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+      note.update(partOf({ part }).trim());
     } catch (error) {
-      note.hidden = false;
-      text(note, error.message);
+      if (!signal.aborted) note.update(error.message);
     } finally {
       button.disabled = false;
       text(button, "Download");

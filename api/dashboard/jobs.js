@@ -1,6 +1,6 @@
 // The list of jobs: a page of it, kept fresh.
 
-import { badge, bar, confirmed, h, keyed, say, text } from "./dom.js";
+import { badge, bar, complaint, confirmed, h, keyed, say, text } from "./dom.js";
 import { ago, moment, number, plural, shortId } from "./format.js";
 import { every } from "./refresh.js";
 import { cancelJob, deleteJob, get, isLive } from "./service.js";
@@ -18,16 +18,20 @@ function pageLink(status, after) {
   return `#/jobs${query.size ? `?${query}` : ""}`;
 }
 
-/** Ask, then cancel a live job or delete an ended one. Returns whether it was done. */
+/** Why nothing is told of a job, or done to it. */
+export const reasonOf = (error) =>
+  error.status === 404 ? "There is no such job: it was deleted, has expired, or belongs to another key." : error.message;
+
+/** Ask, then cancel a live job or delete an ended one. Returns what the service says of it then; null when nothing was to be done. */
 export async function endJob(job) {
   const live = isLive(job.status);
   const sure = await confirmed(live
     ? { title: "Cancel this job?", yes: "Cancel the job", words: `${job.id} stops within one batch. Vectors that are finished stay readable.` }
     : { title: "Delete this job?", yes: "Delete the job", words: `${job.id} and its ${plural(job.counts.done, "vector")} are gone for good.` });
-  if (!sure) return false;
-  await (live ? cancelJob(job.id) : deleteJob(job.id));
-  say(live ? "The job is cancelled" : "The job is deleted");
-  return true;
+  if (!sure) return null;
+  const found = await (live ? cancelJob(job.id) : deleteJob(job.id));
+  say(found.deleted ? "The job is deleted" : found.status === "cancelled" ? "The job is cancelled" : `The job had ended before: ${found.status}`);
+  return found;
 }
 
 /** Counts in words, in the fewest. */
@@ -40,7 +44,7 @@ export function countsOf({ counts }) {
 export function showJobs({ place, query, signal }) {
   const [status, after] = [STATES.includes(query.get("status")) ? query.get("status") : "", query.get("after") ?? ""];
   const body = h("tbody");
-  const problem = h("p", { class: "complaint", role: "alert", hidden: true });
+  const [looked, acted] = [complaint(), complaint()];
   const empty = h("div", { class: "empty", hidden: true },
     h("p", {}, h("strong", {}, status ? `No job is ${status}.` : after ? "There are no older jobs." : "There is no job yet.")),
     h("p", {}, status || after ? h("a", { href: "#/jobs" }, "See the newest of all jobs") : h("a", { href: "#/try" }, "Try the service with texts of yours")));
@@ -50,8 +54,8 @@ export function showJobs({ place, query, signal }) {
       columns.map((name) => h("th", { scope: "col", class: ["Texts", "Failed"].includes(name) ? "figure" : null }, name)),
       h("th", { scope: "col" }, h("span", { class: "hidden" }, "Actions")))),
     body);
-  const newest = h("a", { class: "button", href: pageLink(status, ""), hidden: !after }, "Newest");
-  const older = h("a", { class: "button", hidden: true }, "Older");
+  const newest = h("a", { class: "button", id: "newest", href: pageLink(status, ""), hidden: !after }, "Newest");
+  const older = h("a", { class: "button", id: "older", hidden: true }, "Older");
 
   const filter = h("select", { id: "status-filter", onchange: () => { location.hash = pageLink(filter.value, ""); } },
     h("option", { value: "" }, "All states"), STATES.map((one) => h("option", { value: one, selected: one === status }, one)));
@@ -64,32 +68,30 @@ export function showJobs({ place, query, signal }) {
   place.append(
     h("h1", {}, "Jobs"),
     h("div", { class: "toolbar" }, h("div", { class: "inline" }, h("label", { for: "status-filter" }, "State"), filter), open),
-    problem,
+    acted.element, looked.element,
     h("section", { class: "panel flush", "aria-label": "Jobs, newest first" }, table, empty),
     h("nav", { class: "pages", "aria-label": "Pages" }, newest, older),
   );
 
-  function complain(error) {
-    problem.hidden = !error;
-    if (error) text(problem, error.status === 404 && after ? "The job that this page began behind is gone. See the newest." : error.message);
+  async function end(job) {
+    acted.update("");
+    try {
+      if (await endJob(job)) loop.now();
+    } catch (error) {
+      acted.update(reasonOf(error));
+    }
   }
 
   const loop = every(SECONDS, async () => {
     const asked = new URLSearchParams({ limit: String(ROWS), ...(status && { status }), ...(after && { after }) });
     const found = await get(`v1/jobs?${asked}`, { signal });
-    complain(null);
-    keyed(body, found.data, (job) => job.id, (job) => jobRow(job, async (shown) => {
-      try {
-        if (await endJob(shown)) loop.now();
-      } catch (error) {
-        complain(error);
-      }
-    }));
+    looked.update("");
+    keyed(body, found.data, (job) => job.id, (job) => jobRow(job, end));
     table.hidden = !found.data.length;
     empty.hidden = found.data.length > 0;
     older.hidden = !found.has_more;
     if (found.has_more) older.href = pageLink(status, found.last_id);
-  }, { signal, failed: complain });
+  }, { signal, failed: (error) => looked.update(error.status === 404 && after ? "The job that this page began behind is gone. See the newest." : error.message) });
 }
 
 function jobRow(first, end) {

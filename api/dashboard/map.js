@@ -41,9 +41,12 @@ export function vectorMap(wordsOf, signal) {
     pen.globalAlpha = 1;
     const boxes = [];
     const rank = new Map(best.map((index, n) => [index, n + 1]));
-    points.forEach(({ index }, n) => {
-      if (!rank.has(index)) return;
-      const [x, y] = places[n];
+    const at = new Map(points.map(({ index }, n) => [index, n]));
+    for (const index of best.toReversed()) { // the best on top
+      if (!at.has(index)) continue;
+      const [x, y] = places[at.get(index)];
+      pen.fillStyle = style.floodColor; // a rim, where two overlap
+      dot(pen, x, y, 10);
       pen.fillStyle = style.fill;
       dot(pen, x, y, 9);
       pen.fillStyle = style.floodColor;
@@ -52,7 +55,7 @@ export function vectorMap(wordsOf, signal) {
       pen.font = `600 11px ${style.fontFamily}`;
       pen.fillText(String(rank.get(index)), x, y + 0.5);
       boxes.push([x - 10, y - 10, x + 10, y + 10]);
-    });
+    }
     pen.font = `12px ${style.fontFamily}`;
     pen.textAlign = "left";
     pen.textBaseline = "middle";

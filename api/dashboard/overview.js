@@ -9,30 +9,44 @@ const SECONDS = 2;
 const BUCKETS = 60;
 const BUCKET_SECONDS = 10;
 const RATE_SECONDS = 20; // workers commit shards, so texts come in lumps
+const LOOKED_SECONDS = 2 * RATE_SECONDS; // between two looks; after a longer time, as in a hidden tab, it begins anew
 const STUCK_SECONDS = 60;
 const NEARLY_FULL = 0.9;
-const SILENT_SECONDS = 12; // more than two reports of a worker
 
 /** What came through, from the totals' counters and, where the service tells it, from its own last ten minutes. */
 export class Throughput {
   #seen = []; // [seconds, inputs], a sample for each look
+  #counted = ""; // what is counted
+  #moved = 0; // when a text was done with last, or nothing was to be done, or nobody had looked
 
   look(totals, now = Date.now() / 1000) {
-    const counted = Object.entries(totals.counters ?? {}).filter(([name]) => name.startsWith("inputs:"));
-    this.#seen.push([now, counted.reduce((sum, [, value]) => sum + value, 0)]);
+    const counters = Object.entries(totals.counters ?? {});
+    const counted = counters.some(([name]) => name.startsWith("finished:")) ? "finished:" : "inputs:"; // failures and dry runs are progress, too
+    const count = counters.filter(([name]) => name.startsWith(counted)).reduce((sum, [, value]) => sum + value, 0);
+    if (counted !== this.#counted) this.#seen = [];
+    this.#counted = counted;
+    const [before, last] = this.#seen.at(-1) ?? [-Infinity];
+    if (count !== last || before < now - LOOKED_SECONDS || !(totals.waiting + totals.running)) this.#moved = now;
+    this.#seen.push([now, count]);
     if (this.#seen[0][0] < now - BUCKETS * BUCKET_SECONDS - RATE_SECONDS) this.#seen.shift();
     this.told = totals.throughput ?? null;
+  }
+
+  /** For how long there was work and nothing was done. */
+  get stoodSeconds() {
+    return this.#seen.at(-1)[0] - this.#moved;
   }
 
   /** Texts per second over the last moments; null when that cannot be said yet. */
   get perSecond() {
     const [now, count] = this.#seen.at(-1);
-    const before = this.#seen.findLast(([time]) => time <= now - RATE_SECONDS);
-    if (before) return Math.max(0, count - before[1]) / (now - before[0]);
-    const [since, first] = this.#seen[0];
-    const recent = this.told?.inputs.slice(-3, -1) ?? [];
-    const told = recent.reduce((sum, value) => sum + value, 0) / (recent.length * this.told?.seconds_each) || 0;
-    return Math.max(told, now > since ? (count - first) / (now - since) : 0) || null;
+    const recent = this.#seen.filter(([time]) => time >= now - LOOKED_SECONDS);
+    const [since, first] = recent.findLast(([time]) => time <= now - RATE_SECONDS) ?? recent[0];
+    const counted = now > since ? Math.max(0, count - first) / (now - since) : 0;
+    if (now - since >= RATE_SECONDS) return counted;
+    const whole = this.told?.inputs.slice(-3, -1) ?? [];
+    const told = whole.reduce((sum, value) => sum + value, 0) / (whole.length * this.told?.seconds_each) || 0;
+    return Math.max(told, counted) || null;
   }
 
   /** Texts per second in each bucket, oldest first; null where nobody looked. The running bucket is left out. */
@@ -61,32 +75,56 @@ function workersOf(queues) {
 
 const waitingIn = (queue) => Object.values(queue.waiting).reduce((sum, count) => sum + count, 0);
 const ready = (worker) => worker.dimensions > 0;
+const isStalled = (queue) => queue.stalled || (queue.backlog > 0 && !queue.workers.length);
+
+function leftIn(queue) {
+  const waiting = waitingIn(queue);
+  const parts = [
+    waiting ? plural(waiting, "text waits", "texts wait") : null,
+    queue.running ? `${plural(queue.running, waiting ? "is" : "text is", waiting ? "are" : "texts are")} in flight` : null,
+  ];
+  return parts.filter(Boolean).join(" and ");
+}
+
+/** Parts of what there is of something, null where it has no limit or nobody tells. */
+const shareOf = (used, most) => (most && used !== null && used !== undefined ? used / most : null);
+
+function nearlyFull(totals, workers) {
+  const found = [
+    [shareOf(totals.waiting, totals.max_waiting), (share) => `The backlog is ${share} full; beyond it new jobs are refused.`],
+    [shareOf(totals.waiting_bytes, totals.max_waiting_bytes), (share) => `The texts that wait fill ${share} of their room; beyond it new jobs are refused.`],
+    [shareOf(totals.redis_used_bytes, totals.redis_max_bytes), (share) => `Redis' memory is ${share} full; beyond it nothing more can be written.`],
+    ...workers.map((worker) => [shareOf(fact(worker, "memory_used_bytes"), fact(worker, "memory_limit_bytes")),
+      (share) => `The main memory of ${worker.name} is ${share} full; beyond it the system ends processes.`]),
+  ];
+  return found.filter(([share]) => share >= NEARLY_FULL).map(([share, words]) => words(percent(share)));
+}
 
 /**
  * The state of the service in one line, and what else is wrong.
  * @returns {{tone: "ok" | "idle" | "warn" | "bad", line: string, notices: string[]}}
  */
-export function judge({ data: queues, totals }, perSecond) {
+export function judge({ data: queues, totals }, { perSecond, stoodSeconds }) {
   const workers = workersOf(queues);
-  const stalled = queues.filter((queue) => queue.stalled);
+  const stalled = queues.filter(isStalled);
   const suspects = queues.reduce((sum, queue) => sum + queue.suspects, 0);
-  const full = totals.waiting / totals.max_waiting;
   const notices = [];
   if (suspects) notices.push(`${plural(suspects, "suspect")}: in flight when a worker died, now tried alone.`);
-  if (full >= NEARLY_FULL) notices.push(`The backlog is ${percent(full)} full; beyond it new jobs are refused.`);
+  notices.push(...nearlyFull(totals, workers));
   if (stalled.length) {
-    const each = stalled.map((queue) => `${plural(waitingIn(queue), "text waits", "texts wait")}, no ${queue.name} worker lives`);
+    const each = stalled.map((queue) => `${leftIn(queue)}, no ${queue.name} worker lives`);
     if (totals.running && perSecond) notices.push(`Other work flows: ${rate(perSecond)} texts/s.`);
     return { tone: "bad", line: `Stalled: ${each.join("; ")}`, notices };
   }
   if (!workers.length) return { tone: "warn", line: "No worker lives: jobs will wait", notices };
-  if (totals.waiting + totals.running > 0) {
-    const busy = queues.filter((queue) => queue.backlog > 0 && queue.workers.length);
+  const busy = queues.filter((queue) => queue.backlog > 0);
+  if (busy.length) {
     const devices = [...new Set(busy.flatMap((queue) => queue.workers).filter(ready).map((worker) => worker.device))];
     if (!devices.length) return { tone: "warn", line: "Work waits while a worker loads its model", notices };
     const where = devices.join(" and ");
-    if (perSecond === 0 && Math.max(...busy.map((queue) => queue.oldest_seconds)) > STUCK_SECONDS) {
-      return { tone: "warn", line: `Nothing moves: no text was embedded on ${where} for ${RATE_SECONDS} seconds`, notices };
+    const oldest = Math.max(...busy.map((queue) => queue.oldest_seconds)); // of what waits: 0 when all is in flight
+    if (stoodSeconds >= STUCK_SECONDS || (stoodSeconds >= RATE_SECONDS && oldest > STUCK_SECONDS)) {
+      return { tone: "warn", line: `Nothing moves: no text was finished on ${where} for ${duration(stoodSeconds)}`, notices };
     }
     if (!perSecond) return { tone: "ok", line: `Work is under way on ${where}`, notices };
     return { tone: "ok", line: `Work flows: ${rate(perSecond)} texts/s on ${where}`, notices };
@@ -96,10 +134,16 @@ export function judge({ data: queues, totals }, perSecond) {
 }
 
 /** The same for a service that gives no figures. */
-function trouble(error) {
+export function trouble(error) {
   const before = "What is below is as of before.";
-  if (!error.status) return { line: "The service does not answer", notices: [before] };
-  if (error.status === 503) return { line: "Redis cannot be reached", notices: [`Workers wait, too, and go on by themselves. ${before}`] };
+  if (!("status" in error)) return { line: "This page fails", notices: [error.message, before] };
+  if (error.code === "unreachable") return { line: "The service does not answer", notices: [before] };
+  if (error.code === "ledger_unavailable") return { line: "Redis cannot be reached", notices: [`Workers wait, too, and go on by themselves. ${before}`] };
+  if (error.code === "newer_layout") return { line: "Redis was written by a newer version", notices: [error.message, before] };
+  if (error.code === "no_json") return { line: "Something else answers", notices: [error.message, before] };
+  if (error.code === "unknown" && [502, 503, 504].includes(error.status)) {
+    return { line: "The service cannot be reached", notices: [`What stands before it answers ${error.status} in its place.`, before] };
+  }
   return { line: error.status < 500 ? "The service refuses to tell" : "The service fails", notices: [error.message, before] };
 }
 
@@ -143,7 +187,7 @@ export function showOverview({ place, signal, title }) {
   every(SECONDS, async () => {
     const found = await get("v1/queues", { signal });
     throughput.look(found.totals);
-    tell(judge(found, throughput.perSecond));
+    tell(judge(found, throughput));
     place.removeAttribute("data-stale");
     const { totals } = found;
     const jobs = totals.jobs ? totals.jobs.queued + totals.jobs.running : null;
@@ -212,14 +256,16 @@ function backlog() {
   const count = h("strong", {}, "–");
   const share = h("span", { class: "dim" });
   const lanes = facts({ interactive: "Interactive", bulk: "Bulk", oldest: "Oldest" });
+  const bars = memoryBars();
   const element = h("section", { class: "panel", "aria-labelledby": "backlog" },
     h("div", { class: "panel-head" }, h("h2", { id: "backlog" }, "Backlog"), share),
     h("p", { class: "big" }, count, h("span", { class: "unit" }, " texts wait")),
-    meter.element, lanes.element,
+    meter.element, lanes.element, bars.element,
   );
   return {
     element,
-    update(queues, { waiting, max_waiting: most }) {
+    update(queues, totals) {
+      const { waiting, max_waiting: most } = totals;
       const full = waiting / most;
       text(count, compact(waiting));
       text(share, `${waiting ? percent(full) : "0\u202f%"} of ${compact(most)}`);
@@ -227,6 +273,10 @@ function backlog() {
       const oldest = Math.max(0, ...queues.map((queue) => queue.oldest_seconds));
       lanes.update({ interactive: inLane("interactive"), bulk: inLane("bulk"), oldest: oldest ? duration(oldest) : "–" });
       meter.update(full, `${number(waiting)} of ${number(most)} texts wait`, full >= NEARLY_FULL ? "bad" : "");
+      bars.update([
+        { label: "Texts that wait", used: totals.max_waiting_bytes ? totals.waiting_bytes : null, total: totals.max_waiting_bytes },
+        { label: "Redis' memory", used: totals.redis_used_bytes, total: totals.redis_max_bytes },
+      ]);
     },
   };
 }
@@ -236,7 +286,7 @@ function backlog() {
 const LANES = ["interactive", "bulk"];
 
 function queueState(queue) {
-  if (queue.stalled) return "stalled";
+  if (isStalled(queue)) return "stalled";
   if (!queue.workers.length) return "no worker";
   return queue.backlog > 0 ? "flowing" : "idle";
 }
@@ -280,8 +330,8 @@ function queueTable() {
 const fact = (worker, name) => worker[name] ?? worker.facts?.[name] ?? null;
 
 function workerState(worker) {
-  if (!ready(worker)) return "loading";
-  return Date.now() / 1000 - worker.seen_at > SILENT_SECONDS ? "silent" : worker.state;
+  if (!ready(worker) && !worker.silent) return "loading";
+  return worker.silent ? "silent" : worker.state;
 }
 
 const WORKER_FACTS = {
@@ -291,6 +341,7 @@ const WORKER_FACTS = {
   queues: "Queues",
   speed: "Speed",
   inputs: "Texts so far",
+  resident: "Own memory",
   memory: "Out of memory",
   utilization: "GPU busy",
   heat: "Temperature",
@@ -317,9 +368,9 @@ function workerCard(first) {
   const state = badge(workerState(first));
   const device = h("p", { class: "device" });
   const known = facts(WORKER_FACTS);
-  const bars = h("div", { class: "memory" });
+  const bars = memoryBars();
   const element = h("article", { class: "panel worker", "aria-label": `Worker ${first.name}` },
-    h("div", { class: "panel-head" }, h("h3", {}, first.name), state.element), device, known.element, bars);
+    h("div", { class: "panel-head" }, h("h3", {}, first.name), state.element), device, known.element, bars.element);
   return {
     element,
     update(worker) {
@@ -327,7 +378,7 @@ function workerCard(first) {
       const name = fact(worker, "device_name");
       text(device, name ? `${worker.device} · ${name}` : worker.device || "its device is not known yet");
       known.update(workerFigures(worker));
-      keyed(bars, memoryBars(worker), (one) => one.label, memoryBar);
+      bars.update(memoryOf(worker));
     },
   };
 }
@@ -338,6 +389,7 @@ function workerFigures(worker) {
   const heat = fact(worker, "temperature_celsius");
   const power = fact(worker, "power_watts");
   const inputs = fact(worker, "inputs");
+  const resident = fact(worker, "resident_bytes");
   return {
     model: shortModel(worker.model),
     engine: [worker.engine, worker.dtype].filter(Boolean).join(" · ") || null,
@@ -345,6 +397,7 @@ function workerFigures(worker) {
     queues: worker.queues.join(", "),
     speed: speed === null ? null : speed ? `${rate(speed)} texts/s` : "–",
     inputs: inputs === null ? null : compact(inputs),
+    resident: resident === null ? null : bytes(resident),
     memory: fact(worker, "out_of_memory") ? plural(fact(worker, "out_of_memory"), "time") : null,
     utilization: busy === null ? null : percent(busy),
     heat: heat === null ? null : `${Math.round(heat)}\u202f°C`,
@@ -352,28 +405,42 @@ function workerFigures(worker) {
   };
 }
 
-/** @returns {{label: string, used: number, total: number | null}[]} */
-function memoryBars(worker) {
+/** @typedef {{label: string, used: number | null, total: number | null}} Memory  in bytes; null where it is unknown, or without a limit */
+
+/**
+ * Of its container or machine, and of its device: what all processes use. Then what its own take of the device.
+ * @returns {Memory[]}
+ */
+function memoryOf(worker) {
   const total = fact(worker, "total_bytes");
-  const found = [
-    { label: "Main memory", used: fact(worker, "resident_bytes"), total: null },
-    { label: "Device, all processes", used: fact(worker, "used_bytes"), total },
+  return [
+    { label: "Main memory", used: fact(worker, "memory_used_bytes"), total: fact(worker, "memory_limit_bytes") },
+    { label: "Device memory", used: fact(worker, "used_bytes"), total },
     { label: "Device, reserved", used: fact(worker, "reserved_bytes"), total },
     { label: "Device, allocated", used: fact(worker, "allocated_bytes"), total },
   ];
-  return found.filter((one) => one.used !== null);
+}
+
+/** Bars of memories, those that are known; `update` takes all. */
+function memoryBars() {
+  const element = h("div", { class: "memory" });
+  return {
+    element,
+    update: (memories) => keyed(element, memories.filter(({ used }) => used !== null && used !== undefined), (one) => one.label, memoryBar),
+  };
 }
 
 function memoryBar(first) {
   const words = h("span");
   const meter = bar("meter", first.label);
-  meter.element.hidden = first.total === null; // how much there is, the worker does not tell
   return {
     element: h("div", { class: "memory-row" }, h("p", {}, h("span", { class: "dim" }, first.label), words), meter.element),
     update({ used, total }) {
-      const value = total === null ? bytes(used) : `${bytes(used)} of ${bytes(total)}`;
+      const share = shareOf(used, total);
+      const value = share === null ? bytes(used) : `${bytes(used)} of ${bytes(total)}`;
       text(words, value);
-      meter.update(total === null ? 0 : used / total, value, total !== null && used / total > NEARLY_FULL ? "warn" : "");
+      meter.element.hidden = share === null;
+      meter.update(share, value, share >= NEARLY_FULL ? "warn" : "");
     },
   };
 }

@@ -1,6 +1,7 @@
 // Requests to the service. The key is kept in this tab's sessionStorage alone and travels in a header, never in a URL.
 
 const KEY = "api-key";
+const PATIENCE_SECONDS = 10; // with what the page asks for again and again
 let inMemory = null; // where sessionStorage is forbidden
 
 export const key = {
@@ -25,6 +26,8 @@ export const key = {
   },
 };
 
+const UNREACHABLE = "The service does not answer.";
+
 /** What the service, or the way to it, answered instead of a success. `status` 0: nothing answered. */
 export class Refused extends Error {
   constructor(message, { status = 0, code = "unreachable", retryAfterSeconds = 0 } = {}) {
@@ -43,7 +46,7 @@ export async function send(path, { as = key.get(), headers = {}, ...options } = 
     answer = await fetch(path, { ...options, headers: { ...headers, ...authorization }, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The service does not answer.");
+    throw new Refused(UNREACHABLE);
   }
   if (answer.ok) return answer;
   const refused = await refusal(answer);
@@ -60,7 +63,28 @@ async function refusal(answer) {
   });
 }
 
-export const get = async (path, options) => (await send(path, options)).json();
+/** What an answer says, as JSON, if it has come whole within so many seconds. */
+export async function get(path, { signal, seconds = PATIENCE_SECONDS, ...options } = {}) {
+  const limit = AbortSignal.timeout(1000 * seconds);
+  try {
+    return await read(await send(path, { ...options, signal: signal ? AbortSignal.any([signal, limit]) : limit }));
+  } catch (error) {
+    if (limit.aborted && !signal?.aborted && !error.status) throw new Refused(UNREACHABLE);
+    throw error;
+  }
+}
+
+async function read(answer) {
+  const words = await answer.text().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(UNREACHABLE); // cut off
+  });
+  try {
+    return JSON.parse(words);
+  } catch {
+    throw new Refused("What answers there is not the service.", { status: answer.status, code: "no_json" });
+  }
+}
 
 export async function post(path, body, options = {}) {
   const answer = await send(path, {
@@ -69,12 +93,12 @@ export async function post(path, body, options = {}) {
     headers: body === undefined ? {} : { "Content-Type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
-  return answer.json();
+  return read(answer);
 }
 
 export const jobPath = (id) => `v1/jobs/${encodeURIComponent(id)}`;
 export const cancelJob = (id) => post(`${jobPath(id)}/cancel`);
-export const deleteJob = async (id) => (await send(jobPath(id), { method: "DELETE" })).json();
+export const deleteJob = async (id) => read(await send(jobPath(id), { method: "DELETE" }));
 
 export const isLive = (status) => status === "queued" || status === "running";
 
@@ -82,9 +106,10 @@ export const isLive = (status) => status === "queued" || status === "running";
  * The server-sent events of an answer (https://html.spec.whatwg.org/multipage/server-sent-events.html, "event stream
  * interpretation"). EventSource cannot send a key, so the stream is read here.
  * @param {ReadableStream<Uint8Array>} stream
+ * @param {() => void} heard  called for whatever comes, comments too
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
-export async function* readEvents(stream) {
+export async function* readEvents(stream, heard = () => {}) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let event = "";
@@ -93,6 +118,7 @@ export async function* readEvents(stream) {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return; // an event without its empty line is not whole
+      heard();
       const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
       rest = lines.pop();
       for (const line of lines) {

@@ -1,13 +1,13 @@
 // A first job without a terminal: texts in, progress, then a look at the vectors.
 
-import { h, text } from "./dom.js";
+import { complaint, h, text } from "./dom.js";
 import { explorer } from "./explore.js";
 import { number, plural, shortModel } from "./format.js";
-import { jobProgress } from "./job.js";
-import { endJob } from "./jobs.js";
-import { every, follow } from "./refresh.js";
+import { errorTable, jobProgress } from "./job.js";
+import { endJob, reasonOf } from "./jobs.js";
+import { every, watchJob } from "./refresh.js";
 import { SAMPLES } from "./samples.js";
-import { get, isLive, jobPath, post } from "./service.js";
+import { get, isLive, post } from "./service.js";
 import { keepTexts, MOST, textsOf } from "./vectors.js";
 
 const QUEUES = { auto: "auto", cpu: "cpu", gpu: "gpu" };
@@ -32,7 +32,7 @@ function tryForm(lines, signal) {
   });
   area.value = lines.join("\n");
   const count = h("p", { class: "dim", id: "texts-count" });
-  const problem = h("p", { class: "complaint", role: "alert", hidden: true });
+  const problem = complaint();
   const queue = h("select", { id: "try-queue" }, Object.values(QUEUES).map((name) => h("option", { value: name }, name)));
   const model = h("select", { id: "try-model" });
   const modelPart = h("div", { class: "inline", hidden: true }, h("label", { for: "try-model" }, "Model"), model);
@@ -52,15 +52,14 @@ function tryForm(lines, signal) {
     event.preventDefault();
     const inputs = linesOf(area.value);
     submit.disabled = true;
-    problem.hidden = true;
+    problem.update("");
     try {
       const body = { inputs, queue: queue.value, priority: "interactive" };
       const job = await post("v1/jobs", model.value ? { ...body, model: model.value } : body);
       keepTexts(job.id, inputs);
-      location.hash = `#/try/${job.id}`;
+      if (!signal.aborted) location.hash = `#/try/${job.id}`; // else somebody has gone elsewhere meanwhile
     } catch (error) {
-      problem.hidden = false;
-      text(problem, error.message);
+      problem.update(error.message);
       counted();
     }
   }
@@ -95,29 +94,36 @@ function tryForm(lines, signal) {
     area,
     h("div", { class: "toolbar" }, count,
       h("div", { class: "inline" }, h("label", { for: "try-queue" }, "Queue"), queue), modelPart, submit),
-    problem);
+    problem.element);
 }
 
 function showResult(id, place, signal, title) {
   const progress = jobProgress(id);
-  const problem = h("p", { class: "complaint", role: "alert", hidden: true });
+  const [looked, acted] = [complaint(), complaint()];
   const waits = h("p", { class: "notice", hidden: true });
-  const cancel = h("button", { type: "button", class: "quiet", onclick: () => endJob(job).catch(complain) }, "Cancel");
+  const cancel = h("button", { type: "button", class: "quiet", onclick: askEnd }, "Cancel");
+  const tools = h("span", { class: "actions" }, cancel, h("a", { href: `#/jobs/${encodeURIComponent(id)}` }, "Record and downloads"));
   const panel = h("section", { class: "panel", "aria-labelledby": "your-job" },
-    h("div", { class: "panel-head" }, h("h2", { id: "your-job" }, "Your job"),
-      h("span", { class: "actions" }, cancel, h("a", { href: `#/jobs/${encodeURIComponent(id)}` }, "Record and downloads"))),
-    progress.element, waits, problem);
+    h("div", { class: "panel-head" }, h("h2", { id: "your-job" }, "Your job"), tools),
+    progress.element, waits, acted.element, looked.element);
   const more = h("div", { class: "more" });
+  tools.hidden = progress.element.hidden = true; // until it is known
   place.append(panel, more);
   requestAnimationFrame(() => panel.scrollIntoView());
   let job = null;
-  function complain(error) {
-    problem.hidden = !error;
-    if (error) text(problem, error.status === 404 ? "This job is gone: it was deleted, or has expired." : error.message);
+  async function askEnd() {
+    acted.update("");
+    try {
+      const found = await endJob(job);
+      if (found && !found.deleted) watched.hear(found);
+    } catch (error) {
+      acted.update(reasonOf(error));
+    }
   }
   function update(latest) {
-    job = { ...job, ...latest };
-    complain(null);
+    job = latest;
+    tools.hidden = progress.element.hidden = false;
+    looked.update("");
     progress.update(job);
     title(`${job.status} · Try it`);
     cancel.hidden = !isLive(job.status);
@@ -125,14 +131,7 @@ function showResult(id, place, signal, title) {
     if (job.waiting_for) text(waits, `Waits for ${job.waiting_for}.`);
     if (isLive(job.status) || more.firstChild) return;
     if (job.counts.done) more.append(explorer(job, signal));
+    if (job.errors?.length) more.append(errorTable(job));
   }
-  const once = new AbortController();
-  every(2, async () => {
-    update(await get(jobPath(id), { signal }));
-    once.abort();
-    if (isLive(job.status)) {
-      const told = { progress: (part) => update({ ...part, waiting_for: part.status === "running" ? null : job.waiting_for }), ended: update, failed: complain };
-      follow(id, told, signal);
-    }
-  }, { signal: AbortSignal.any([signal, once.signal]), failed: complain });
+  const watched = watchJob(id, { update, failed: (error) => looked.update(reasonOf(error)) }, signal);
 }

@@ -1,10 +1,36 @@
 // A job's vectors in the browser, and what is near what.
 
+import { number, plural } from "./format.js";
 import { post, send, jobPath } from "./service.js";
 
 export const MOST = 5_000; // texts that are looked at here, of however many
 
-/** @typedef {{rows: number, dimensions: number, numbers: Float32Array}} Matrix  in the order of the inputs; NaN where one failed */
+/**
+ * In the order of the inputs; NaN where one failed. `part`: what is in it, of a job that has more.
+ * @typedef {{rows: number, dimensions: number, numbers: Float32Array, part?: Part | null}} Matrix
+ */
+
+/**
+ * A cancelled job's result ends at the first text without one; there may be more behind it.
+ * @typedef {{count: number, total: number, next: number | null}} Part
+ */
+
+/**
+ * How far an answer with vectors goes; null when it has all that was asked for.
+ * @returns {Part | null}
+ */
+export function readPart(headers, limit = Infinity) {
+  const [count, total] = [Number(headers.get("X-Vector-Count")), Number(headers.get("X-Vector-Total"))];
+  if (count >= Math.min(limit, total)) return null;
+  return { count, total, next: headers.has("X-Next-Offset") ? Number(headers.get("X-Next-Offset")) : null };
+}
+
+/** The same in words, behind a sentence. */
+export function partOf({ part }) {
+  if (!part) return "";
+  const more = part.next === null ? "" : ` More follow behind a gap, from text ${number(part.next)} on.`;
+  return ` Only the first ${number(part.count)} of the cancelled job's ${plural(part.total, "text")} are in it.${more}`;
+}
 
 /**
  * The array of a file of `numpy.save` (numpy.lib.format, version 1.0), little-endian float32 in C order.
@@ -23,7 +49,7 @@ export function readNpy(buffer) {
 export async function readVectors(job, signal) {
   const limit = Math.min(MOST, job.counts.total);
   const answer = await send(`${jobPath(job.id)}/result?format=npy&limit=${limit}`, { signal });
-  return readNpy(await answer.arrayBuffer());
+  return { ...readNpy(await answer.arrayBuffer()), part: readPart(answer.headers, limit) };
 }
 
 /** The vector of a text as the job's model gives it, by the interactive lane, so that it waits for one batch at most. */
@@ -56,34 +82,33 @@ export function nearest({ rows, dimensions, numbers }, vector, count) {
 
 // The texts of this tab: the service deletes a text when it is embedded, so only who sent it can show it.
 
-const TEXTS = "texts:";
+const TEXTS = "texts";
 const KEPT_JOBS = 5;
-const texts = new Map();
+let kept = null; // [id, texts] of each job, oldest first
+
+function keptTexts() {
+  try {
+    kept ??= JSON.parse(sessionStorage.getItem(TEXTS));
+  } catch { /* storage may be forbidden */ }
+  return (kept ??= []);
+}
 
 export function keepTexts(id, lines) {
-  texts.set(id, lines);
-  try {
-    const older = Object.keys(sessionStorage).filter((name) => name.startsWith(TEXTS));
-    while (older.length >= KEPT_JOBS) sessionStorage.removeItem(older.shift());
-    sessionStorage.setItem(TEXTS + id, JSON.stringify(lines));
-  } catch { /* too much for the tab's storage: they last until the page is loaded anew */ }
+  kept = [...keptTexts(), [id, lines]].slice(-KEPT_JOBS);
+  for (let stored = kept; stored.length; stored = stored.slice(1)) {
+    try {
+      sessionStorage.setItem(TEXTS, JSON.stringify(stored));
+      return;
+    } catch { /* too much for the tab's storage: the oldest last until the page is loaded anew */ }
+  }
 }
 
 export function forgetTexts() {
-  texts.clear();
+  kept = [];
   try {
     sessionStorage.clear();
   } catch { /* nothing was stored */ }
 }
 
 /** @returns {string[] | null} */
-export function textsOf(id) {
-  if (!texts.has(id)) {
-    try {
-      texts.set(id, JSON.parse(sessionStorage.getItem(TEXTS + id)));
-    } catch {
-      texts.set(id, null);
-    }
-  }
-  return texts.get(id);
-}
+export const textsOf = (id) => keptTexts().find(([one]) => one === id)?.[1] ?? null;

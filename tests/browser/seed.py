@@ -49,6 +49,19 @@ def _result(shard: ClaimedShard, numbers: np.random.Generator, failed: bool) -> 
     return ResultBlock(DIMENSIONS, vectors.astype("<f4").tobytes(), (3,) * span.count, errors=errors)
 
 
+def cancelled_with_gap(ledger: Ledger) -> str:
+    """A job of three shards in the queue `gpu` that was cancelled when the first and the last were done; its id."""
+    job_id = submit(ledger, 3 * SHARD_INPUTS, queue="gpu")
+    numbers = np.random.default_rng(0)
+    shards = ledger.claim("gpu", NAME, lease_seconds=60, max_bytes=1_000_000).shards
+    done = [shard for shard in shards if shard.job_id == job_id and shard.span.first != SHARD_INPUTS]
+    assert len(done) == 2
+    assert all(ledger.commit("gpu", [Committed(shard, _result(shard, numbers, False)) for shard in done], **FACTS))
+    ledger.cancel(job_id, TENANT)
+    ledger.release("gpu", NAME)
+    return job_id
+
+
 def seed_jobs(ledger: Ledger, count: int) -> dict[str, int]:
     """Jobs of one text: the oldest failed, then such as succeeded, were cancelled, and wait for a gpu. How many of each."""
     failed, succeeded, cancelled = count // 100, count // 5, count // 20

@@ -77,6 +77,7 @@ def test_list_shows_a_page_of_the_jobs_and_asks_once_for_it(visit: Begin) -> Non
     page.get_by_role("link", name="Older").click()
     expect(rows.first.get_by_role("link")).not_to_have_attribute("href", first or "")
     expect(rows).to_have_count(25)
+    expect(page.get_by_role("main")).to_be_focused()
     assert_small(page)
 
 
@@ -107,7 +108,7 @@ def test_million_texts_are_looked_at_as_far_as_a_page_can(visit: Begin, million:
     visitor = visit()
     page = visitor.open(f"jobs/{million}")
     look = page.get_by_role("region", name="Look at the vectors")
-    expect(look.get_by_role("figure")).to_contain_text("2,000 of 1,000,000 texts")
+    expect(look.get_by_role("figure")).to_contain_text("The first 2,000 of 1,000,000 texts")
     expect(look).to_contain_text("Search looks at the first 5,000")
     page.get_by_role("searchbox", name="Search by meaning").fill("anything")
     page.keyboard.press("Enter")
