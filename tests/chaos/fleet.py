@@ -34,6 +34,7 @@ class Fleet:
         self.redis = RedisServer(folder / "redis")
         self.port = free_port()
         self.processes: dict[str, Process] = {}
+        self._thawing: list[subprocess.Popen[bytes]] = []
         self.lock = threading.Lock()
         """Held while something is started or struck."""
 
@@ -55,6 +56,9 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         for process in self.processes.values():
             process.kill_group()
+        for thawing in self._thawing:
+            thawing.kill()
+            thawing.wait(timeout=30)
         self.redis.close()
 
     def keep_running(self) -> None:
@@ -115,7 +119,7 @@ class Fleet:
         children = self.processes[worker].children()
         self._signal_child(worker, signal.SIGSTOP)
         for child in children:
-            subprocess.Popen(["sh", "-c", f"sleep {FREEZE_SECONDS}; kill -CONT {child} 2>/dev/null"])
+            self._thawing.append(subprocess.Popen(["sh", "-c", f"sleep {FREEZE_SECONDS}; kill -CONT {child} 2>/dev/null"]))
 
     def _redis(self, *command: str) -> None:
         self.client.execute_command(*command)

@@ -126,7 +126,7 @@ class Run:
         while not self._done.wait(LOOK_SECONDS):
             try:
                 with self._fleet.client as client:
-                    now = int(client.hget("vector-api:counters", "inputs:cpu") or 0)
+                    now = int(client.hget("vector-api:counters", "finished:cpu") or 0)
                     self._load.waiting = sum(map(int, client.hvals("vector-api:waiting")))
             except (redis.RedisError, OSError):
                 continue
@@ -146,7 +146,7 @@ class Run:
                 except AssertionError as error:
                     complaints.append(f"{promise.job_id}: {error}")
         with self._fleet.client as redis_client:
-            committed = int(redis_client.hget("vector-api:counters", "inputs:cpu") or 0)
+            committed = int(redis_client.hget("vector-api:counters", "finished:cpu") or 0)
         counts["doubled"] += max(0, committed - counts["stored"] - counts["unknown"])
         counts["lost"] += max(0, counts["stored"] - committed)
         return Verdict(

@@ -224,6 +224,7 @@ def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger, tmp_pa
     held = tmp_path / "go"  # nobody makes it
     submit(ledger, [f"HOLD {held}"])
     wait_for(held.with_suffix(".held").exists, what="a running batch")
+    wait_for(lambda: ledger.workers()[0].state == "busy", what="the report of it")
     assert "pong" in inspect(stack, "ping")
     assert "embed_pending" in inspect(stack, "active")
     assert "embed_pending" in inspect(stack, "registered")
@@ -238,7 +239,7 @@ def test_inspect_answers_while_a_batch_runs(stack: Stack, ledger: Ledger, tmp_pa
     assert (model["engine"], model["dimensions"], model["parity"]) == ("fake", 8, 0.99995)
     (batches,) = next(iter(found["batches"].values())).values()
     assert (batches["batches"], batches["budget_tokens"], batches["last_batch"]) == (0, 2048, None)
-    assert (batches["batch_inputs"], batches["stage_seconds"]["wait"]["count"]) == ({"count": 0, "mean": 0.0}, 1)
+    assert (batches["batch_inputs"], batches["wait_seconds"]["bulk"]["count"]) == ({"count": 0, "mean": 0.0}, 1)
     shown = next(iter(found["ledger"].values()))
     assert shown["cpu"]["running"] == {"interactive": 0, "bulk": 1}
     assert shown["totals"]["jobs"] == {"queued": 0, "running": 1}
