@@ -40,6 +40,7 @@ WAVES = (60, 100, 130, 90, 45, 20, 80, 120, 140, 110)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=90, help="of work before the first picture")
+    parser.add_argument("--times", type=int, default=1, help="so many times as many texts, for a fast machine (%(default)s)")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -49,19 +50,19 @@ def main() -> None:
             for stack in running_stack(server.url, folder, {"SHARD_INPUTS": "32"}):
                 stack.api()
                 stack.worker(name="cpu", app="worker", DEVICE="cpu")
-                with working(stack, options.seconds), chromium() as browser:
+                with working(stack, options.seconds, options.times), chromium() as browser:
                     take_all(browser, stack, options.folder)
 
 
 @contextmanager
-def working(stack: Stack, seconds: float) -> Iterator[None]:
+def working(stack: Stack, seconds: float, times: int) -> Iterator[None]:
     """With jobs that come and go, after they have done so for a while."""
     stop, begun = threading.Event(), threading.Event()
 
     def send() -> None:
         with httpx.Client(base_url=stack.base_url, timeout=30) as client:
             for n in itertools.count():
-                count = WAVES[n // 10 % len(WAVES)]
+                count = times * WAVES[n // 10 % len(WAVES)]
                 texts = [PASSAGES[(n * count + place) % len(PASSAGES)] for place in range(count)]
                 job = client.post("/v1/jobs", json={"inputs": texts, "truncate": "error"}).raise_for_status().json()
                 if n % 7 == 3:
