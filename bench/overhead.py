@@ -1,15 +1,16 @@
 """What it costs to be seen: an earlier version of the service beside this one, while this one is looked at.
 
     git worktree add /tmp/before COMMIT
-    python -m bench.overhead --before /tmp/before [--rounds 8] [--texts 2000] [--traced]
+    python -m bench.overhead --before /tmp/before [--rounds 8] [--texts 2000] [--now watched|alone|traced]
 
 Both run at the same time, as `make run` runs them, and get the same job in turns, so whatever else the machine does meets both.
 While this version computes, `/metrics` is read every 5 s, and `/v1/queues` and `/v1/jobs` every 2 s, as a Prometheus and an
-open dashboard do. The clock shows what users wait; the CPU seconds of all processes of a service (Redis, API, worker) are less
-noisy.
+open dashboard do, on the same CPUs. The clock shows what users wait; the CPU seconds of all processes of a service (Redis, API,
+worker) are less noisy.
 
-With `--traced` this version sends its spans, all of them, to a receiver that drops them, and nobody reads anything beside. With a
-checkout of the same commit that is what tracing costs. The receiver's own CPU seconds do not count.
+With `--now alone` nobody reads anything: what is left is the cost of keeping the figures. With `--now traced` this version sends
+its spans, all of them, to a receiver that drops them; with a checkout of the same commit that is what tracing costs. The
+receiver's own CPU seconds do not count.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from bench.setting import ROOT, corpora, end_to_end, heading, machine, median, s
 from launcher.stack import free_port
 
 START_SECONDS = 300
+SAVED = {"watched": "overhead", "alone": "overhead_alone", "traced": "overhead_traced"}
+"""Under which name the result of each is saved."""
 WATCHED = {"/metrics": 5.0, "/v1/queues": 2.0, "/v1/jobs?limit=25": 2.0}
 """What is read of the version of today, and every how many seconds."""
 
@@ -160,17 +163,17 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="a checkout of the version to compare with")
     parser.add_argument("--rounds", type=int, default=8, help="jobs of each version, in turns (%(default)s)")
     parser.add_argument("--texts", type=int, default=2000, help="short texts in a job (%(default)s)")
-    parser.add_argument("--traced", action="store_true", help="what tracing everything costs, instead of being watched")
+    parser.add_argument("--now", choices=SAVED, default="watched", help="what happens to this version (%(default)s)")
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=options.before, capture_output=True, text=True, check=True
     )
     facts = machine()
     before = commit.stdout.strip()
-    heading(f"Traced, beside {before} that is not" if options.traced else f"Watched, beside {before} that nobody watches", facts)
+    heading(f"{options.now.capitalize()}, beside {before}, which nobody watches", facts)
     texts = corpora(options.texts)["short"]
     rounds: list[dict[str, dict[str, float]]] = []
-    receiver = Receiver() if options.traced else None
+    receiver = Receiver() if options.now == "traced" else None
     traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url} if receiver else {}
     with tempfile.TemporaryDirectory() as folder:
         services = {"before": Running(options.before, f"{folder}/before"), "now": Running(ROOT, f"{folder}/now", **traced)}
@@ -182,7 +185,7 @@ def main() -> None:
                 found = {}
                 for name in sorted(services, reverse=n % 2 == 1):
                     if name == "now":
-                        with nullcontext() if options.traced else watched(services[name].client):
+                        with watched(services[name].client) if options.now == "watched" else nullcontext():
                             found[name] = measure(services[name], texts)
                     else:
                         found[name] = measure(services[name], texts)
@@ -202,7 +205,7 @@ def main() -> None:
         ratios = [row["now"][name] / row["before"][name] for row in rounds]
         results[f"{name}_ratio"] = median(ratios)
         print(f"{name}: now/before {median(ratios):.3f} (median of {len(ratios)}; {min(ratios):.3f} to {max(ratios):.3f})")
-    save("overhead_traced" if options.traced else "overhead", results)
+    save(SAVED[options.now], results)
 
 
 if __name__ == "__main__":

@@ -364,6 +364,7 @@ def overhead(result: Mapping[str, Any]) -> Figure:
 
 DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "throughput": throughput,
+    "throughput_avx2": throughput,
     "small_jobs": small_jobs,
     "peers": peers,
     "ledger": ledger,
@@ -376,6 +377,7 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "cache": cache,
     "metrics": metrics,
     "overhead": overhead,
+    "overhead_alone": overhead,
     "overhead_traced": overhead,
     "gpu": gpu,
 }
