@@ -383,10 +383,19 @@ DRAW: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
 }
 
 
+def _settle(made: Figure) -> None:
+    """Fix the places of all axes: the solver that finds them differs in the last digits from call to call."""
+    made.draw_without_rendering()
+    made.set_layout_engine("none")
+    for axis in made.axes:
+        axis.set_position([round(edge, 4) for edge in axis.get_position().bounds])
+
+
 def draw(name: str, path: Path) -> Path:
     """Draw the result of the benchmark `name` in the JSON file `path`; the path of the SVG file beside it."""
     with matplotlib.rc_context(STYLE):
         made = DRAW[name](json.loads(path.read_text()))
+        _settle(made)
         target = path.with_suffix(".svg")
         made.savefig(target, metadata={"Date": None, "Creator": None})
         plt.close(made)
