@@ -162,10 +162,8 @@ def remove(job_id: JobId) -> Response:
     cancel and never to delete has `POST /v1/jobs/{id}/cancel`.
     """
     Query(request.args, ())
-    tenant = tenant_of(request)
-    if services().ledger.remove(job_id, tenant) == "deleted":
-        return json_answer({"id": job_id, "object": "job", "deleted": True})
-    return json_answer(job_record(services().ledger.get(job_id, tenant)))
+    job = services().ledger.remove(job_id, tenant_of(request))
+    return json_answer(job_record(job) if job else {"id": job_id, "object": "job", "deleted": True})
 
 
 @views.post("/<job_id>/cancel")
@@ -177,7 +175,6 @@ def cancel(job_id: JobId) -> Response:
     that a request whose answer was lost can be repeated.
     """
     Query(request.args, ())
-    tenant = tenant_of(request)
     with refusing(request):
-        services().ledger.cancel(job_id, tenant)
-    return json_answer(_record(services().ledger.get(job_id, tenant)))
+        job, _ = services().ledger.cancel(job_id, tenant_of(request))
+    return json_answer(_record(job))

@@ -229,7 +229,7 @@ class Batches:
         """
         batch = self.get(batch_id, tenant)
         try:
-            cancelled = batch.job is not None and self._ledger.cancel(batch.job.id, tenant)
+            cancelled = batch.job is not None and self._ledger.cancel(batch.job.id, tenant)[1]
         except JobNotFound:
             raise batch_not_found(batch_id) from None
         batch = self.get(batch_id, tenant)

@@ -519,28 +519,28 @@ class Ledger:
         return jobs, len(ids) > limit
 
     @_translated
-    def remove(self, job_id: str, tenant: str) -> str:
-        """Cancel a live job or delete an ended one: `cancelled` or `deleted`.
+    def remove(self, job_id: str, tenant: str) -> Job | None:
+        """Cancel a live job or delete an ended one. Returns the job that was cancelled, None when it was deleted.
 
         Raises:
             JobNotFound: no such job, or another tenant's.
         """
-        outcome = _text(self._run("remove", job_id, tenant, uuid.uuid4().hex))
-        if outcome == "unknown":
+        outcome, *job = self._run("remove", job_id, tenant, uuid.uuid4().hex, SHOWN_ERRORS, 0)
+        if _text(outcome) == "unknown":
             raise job_not_found(job_id)
-        return outcome
+        return _returned_job(job_id, tenant, *job) if job else None
 
     @_translated
-    def cancel(self, job_id: str, tenant: str) -> bool:
-        """Cancel a job. Returns False when it had ended before, which changes nothing.
+    def cancel(self, job_id: str, tenant: str) -> tuple[Job, bool]:
+        """Cancel a job. Returns it as it is then, and False when it had ended before, which changes nothing.
 
         Raises:
             JobNotFound: no such job, or another tenant's.
         """
-        outcome = _text(self._run("remove", job_id, tenant, uuid.uuid4().hex, 1))
-        if outcome == "unknown":
+        outcome, *job = self._run("remove", job_id, tenant, uuid.uuid4().hex, SHOWN_ERRORS, 1)
+        if _text(outcome) == "unknown":
             raise job_not_found(job_id)
-        return outcome == "cancelled"
+        return _returned_job(job_id, tenant, *job), _text(outcome) == "cancelled"
 
     @_translated
     def drop(self, jobs: Iterable[tuple[str, str]]) -> None:
@@ -860,6 +860,11 @@ def _job(job_id: str, tenant: str, found: Mapping[Any, Any], errors: Iterable[by
     if record.get("tenant") != tenant:
         raise job_not_found(job_id)
     return Job.from_record(job_id, record, tuple(InputError(**json.loads(error)) for error in errors))
+
+
+def _returned_job(job_id: str, tenant: str, record: list[bytes], errors: list[bytes]) -> Job:
+    """A job that a script returned: names and values of its record by turns."""
+    return _job(job_id, tenant, dict(zip(record[::2], record[1::2], strict=True)), errors)
 
 
 def _newer_layout(found: str) -> NewerLayout:

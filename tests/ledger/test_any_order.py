@@ -118,7 +118,7 @@ class AnyOrder(RuleBasedStateMachine):
     def cancel_or_delete(self, pick: int) -> None:
         job_id = chosen(list(self.tenants), pick)
         ended = job_id in self.ended
-        assert self.at.ledger.remove(job_id, self.tenants[job_id]) == ("deleted" if ended else "cancelled")
+        assert (self.at.ledger.remove(job_id, self.tenants[job_id]) is None) == ended
         for name in [name for name in {*self.holders, *self.fates} if name[0] == job_id]:
             self.end(name)
         if ended:
@@ -419,7 +419,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert len(numbers) == len(set(numbers)) == job.counts.done + job.counts.failed
             if job.status is not JobStatus.CANCELLED:
                 assert numbers == list(range(self.totals[job_id]))
-            assert self.at.ledger.remove(job_id, tenant) == "deleted"
+            assert self.at.ledger.remove(job_id, tenant) is None
         self.at.ledger.unstage("abandoned")
         for worker in WORKERS:
             self.at.ledger.retire(worker, QUEUES)

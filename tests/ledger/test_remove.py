@@ -9,7 +9,7 @@ from tests.ledger.scenario import PERMANENT, PREFIX, Scenario, bytes_of
 
 def test_waiting_job_is_cancelled(at: Scenario) -> None:
     at.submit("job", (2, 3))
-    assert at.ledger.remove("job", "alice") == "cancelled"
+    assert at.ledger.remove("job", "alice") is not None
     job = at.job()
     assert (job.status, job.counts, job.started_at) == (JobStatus.CANCELLED, Counts(5), None)
     assert job.expires_at is not None
@@ -19,7 +19,7 @@ def test_waiting_job_is_cancelled(at: Scenario) -> None:
 def test_job_is_cancelled_while_all_its_shards_are_being_embedded(at: Scenario) -> None:
     at.submit("job", (2, 2))
     shards = at.claim().shards
-    assert at.ledger.remove("job", "alice") == "cancelled"
+    assert at.ledger.remove("job", "alice") is not None
     assert at.extend(*shards) == [False, False]
     assert at.commit(*shards) == [False, False]
     assert at.job().status is JobStatus.CANCELLED
@@ -76,10 +76,37 @@ def test_cancel_whose_answer_was_lost_is_not_turned_into_a_delete(at: Scenario, 
 
     at.submit("job")
     monkeypatch.setattr(at.ledger, "_run", run_twice)
-    assert at.ledger.remove("job", "alice") == "cancelled"
+    assert at.ledger.remove("job", "alice") is not None
     assert at.job().status is JobStatus.CANCELLED
     monkeypatch.setattr(at.ledger, "_run", run)
-    assert at.ledger.remove("job", "alice") == "deleted"
+    assert at.ledger.remove("job", "alice") is None
+
+
+def test_who_cancels_is_told_of_a_job_that_is_gone_the_next_moment(at: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = at.ledger._run
+
+    def run_and_drop(*args: object) -> object:
+        found = run(*args)
+        run("drop", args[1], "alice")  # as a request does that waited for the job and sees that it was cancelled
+        return found
+
+    for n, removed in enumerate((at.ledger.remove, lambda *job: at.ledger.cancel(*job)[0])):
+        at.submit(f"job{n}", (2, 2))
+        at.commit(at.claim_one(), failed=[1])
+        with monkeypatch.context() as patched:
+            patched.setattr(at.ledger, "_run", run_and_drop)
+            job = removed(f"job{n}", "alice")
+        assert job is not None
+        assert (job.status, job.counts) == (JobStatus.CANCELLED, Counts(4, 1, 1))
+        assert [error.index for error in job.errors] == [1]
+        assert at.ledger.status(job.id) is None
+
+
+def test_cancelled_job_is_returned_as_it_is_read(at: Scenario) -> None:
+    at.submit("job", (2, 2))
+    at.commit(at.claim_one(), failed=[1])
+    assert at.ledger.cancel("job", "alice") == (at.job(), True)
+    assert at.ledger.cancel("job", "alice") == (at.job(), False)
 
 
 @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED])
@@ -92,7 +119,7 @@ def test_ended_job_is_deleted_without_a_trace(at: Scenario, status: JobStatus) -
         for shard in at.claim().shards:
             at.commit(shard, failed=[0, 1] if status is JobStatus.FAILED else [0])
     assert at.job().status is status
-    assert at.ledger.remove("job", "alice") == "deleted"
+    assert at.ledger.remove("job", "alice") is None
     at.release()
     assert at.all_keys() == PERMANENT
     with pytest.raises(JobNotFound):
@@ -148,7 +175,7 @@ def test_cancel_of_many_jobs_leaves_counters_at_zero(at: Scenario) -> None:
     at.expire_leases()
     at.claim("w2")
     for n in range(20):
-        assert at.ledger.remove(f"job{n}", f"tenant{n % 3}") == "cancelled"
+        assert at.ledger.remove(f"job{n}", f"tenant{n % 3}") is not None
     assert (at.waiting(), at.claim().shards) == (0, ())
     for worker in ("w1", "w2"):
         at.release(worker=worker)

@@ -108,8 +108,8 @@ def test_full_server_takes_no_new_jobs_but_ends_those_it_took(own_server: RedisS
         at.report("g1", ("gpu",))
         assert at.ledger.move("c1") == 0
         assert at.job("auto").queue == "gpu"
-        assert at.ledger.remove("job2", "alice") == "cancelled"
-        assert at.ledger.remove("job2", "alice") == "deleted"
+        assert at.ledger.remove("job2", "alice") is not None
+        assert at.ledger.remove("job2", "alice") is None
         at.assert_consistent()
         client.config_set("maxmemory", 0)
         assert at.commit(*at.claim().shards) == [True]
@@ -160,7 +160,7 @@ def test_each_script_may_be_sent_twice(own_server: RedisServer) -> None:
         assert at.extend(lost) == [True]
         assert at.commit(lost) == [False]  # stored the first time
         assert at.job(lost.job_id).counts.done == 1
-        assert at.ledger.remove("job3", "alice") == "cancelled"
+        assert at.ledger.remove("job3", "alice") is not None
         at.expire_leases()
         while claim := at.claim("w2").shards:
             at.commit(*claim)
